@@ -1,0 +1,79 @@
+"""What an engine computes and hands over. Shapes: T stages, B problems, A trial step sizes.
+
+A problem with shared controls is one problem here (B = 1) whose state is the rows of x0 laid end
+to end, the augmented state of Liu, Chen, Theodorou (2019), eq. 17; its cost is their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from ocp.problem import Problem, Stages
+
+Curvature = Callable[[int, Tensor], Tensor]
+"""``(t, v) -> v . f_zz`` of stage t, contracted along v (B, n'): (B, n + m, n + m)."""
+
+
+class Expansion(NamedTuple):
+    """First derivatives of f, first and second of the costs, over t, with ``z = (x, u)``."""
+
+    fz: Stages  # (B, n', n + m)
+    lz: Stages  # (B, n + m)
+    lzz: Stages  # (B, n + m, n + m)
+    phix: Tensor  # (B, n)
+    phixx: Tensor  # (B, n, n)
+    n: tuple[int, ...]  # size of the state at each stage, T + 1: where z splits
+
+
+class Policy(NamedTuple):
+    """``du = step_size k + K dx``; K None stands for no feedback."""
+
+    k: Stages  # (B, m)
+    K: Stages | None  # (B, m, n)
+
+
+class Sweep(NamedTuple):
+    """A policy, the value model it comes from, and what both promise."""
+
+    policy: Policy
+    vx: Stages  # (B, n), T + 1 of them
+    vxx: Stages  # (B, n, n)
+    slope: Tensor  # (B,): model of the cost's change by a step a: a slope + a^2/2 curvature
+    curvature: Tensor  # (B,)
+    residual: Tensor  # (B,): largest projected |Q_u|
+    failed: Tensor  # (B,) int: last stage with Q_uu not positive definite on free controls; -1 none
+
+
+class Trials(NamedTuple):
+    xs: Stages  # (A, B, n), T + 1 of them
+    us: Stages  # (A, B, m)
+    cost: Tensor  # (A, B); nan or inf where the roll-out is
+
+
+class Engine(Protocol):
+    """The computations a solver is made of. All are batched; none changes its arguments."""
+
+    name: str
+    problem: Problem
+
+    def rollout(self, us: Stages) -> Stages: ...
+    def total_cost(self, xs: Stages, us: Stages) -> Tensor: ...
+    def gaps(self, xs: Stages, us: Stages) -> Stages: ...
+    def expand(self, xs: Stages, us: Stages) -> Expansion: ...
+    def curvature(self, xs: Stages, us: Stages) -> Curvature: ...
+    def curvature_along(self, xs: Stages, us: Stages, ps: Stages) -> Curvature: ...
+    def sweep(
+        self,
+        expansion: Expansion,
+        us: Stages,
+        gaps: Stages | None,
+        damping: Tensor,
+        curvature: Curvature | None,
+        on_state: bool = False,
+    ) -> Sweep: ...
+    def follow(
+        self, xs: Stages, us: Stages, gaps: Stages | None, policy: Policy, step_sizes: Tensor
+    ) -> Trials: ...

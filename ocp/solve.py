@@ -1,0 +1,85 @@
+"""`solve`: a problem, a method, and perhaps a start."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import replace
+from typing import Any
+
+from ocp.problem import Problem
+from ocp.solution import Solution
+from ocp.solvers import METHODS
+from ocp.solvers.decide import Rules
+from ocp.solvers.loop import Callback, Solver, run
+
+
+def make_solver(method: str | Solver = "ddp", **options: Any) -> Solver:
+    """A solver by name with its options; those of `Rules` may be given by their own names.
+
+    Raises:
+        ValueError: no such method.
+        TypeError: no such option; the ones there are, are listed.
+    """
+    if isinstance(method, Solver):
+        return replace(method, **options) if options else method
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+    kind = METHODS[method]
+    own = {f.name for f in dataclasses.fields(kind)} - {"rules"}
+    shared = {f.name for f in dataclasses.fields(Rules)}
+    if unknown := set(options) - own - shared - {"rules"}:
+        raise TypeError(
+            f"method {method!r} has no option {sorted(unknown)}; it has "
+            f"{', '.join(sorted(own | shared))}."
+        )
+    solver = kind(**{k: v for k, v in options.items() if k in own or k == "rules"})
+    changed = {k: v for k, v in options.items() if k in shared}
+    return replace(solver, rules=replace(solver.rules, **changed)) if changed else solver
+
+
+def solve(
+    problem: Problem,
+    method: str | Solver = "ddp",
+    controls: Any = None,
+    states: Any = None,
+    *,
+    starts: Any = None,
+    engine: str = "auto",
+    callback: Callback | None = None,
+    time_limit: float | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> Solution:
+    """Solve a problem, or a batch of them in which no member influences another.
+
+    Args:
+        problem: what to solve.
+        method: "ilqr", "ddp", "newton", "lqr", "pmp", ... (`ocp.METHODS`), or a solver object.
+        controls: initial controls (T, m) or (B, T, m), or a list over t; zero if None.
+        states: initial states (T+1, n) or (B, T+1, n), which need not follow from the controls.
+        starts: a start of `ocp.starts`, a list of them, or "portfolio"; instead of controls.
+        engine: "auto" or "eager".
+        callback: called with a `Report` after each step; a true answer stops.
+        time_limit: seconds.
+        progress: show progress; by default only in a terminal, and only if rich is installed.
+        options: of the method and of `Rules`.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; numerical trouble is a status instead.
+    """
+    solver = make_solver(method, engine=engine, **options)
+    begin = time.perf_counter()
+    if starts is not None:
+        from ocp.starts import solve_from
+
+        if controls is not None or states is not None:
+            raise ValueError("give either starts, or controls and states.")
+        return solve_from(problem, solver, starts, callback, time_limit)
+    state = solver.init(problem, controls, states)
+    state, seconds = run(solver, problem, state, callback, time_limit)
+    solution = solver.result(problem, state)
+    import torch
+
+    history = {**solution.history, "seconds": torch.tensor(seconds, dtype=torch.float64)}
+    return replace(solution, history=history, seconds=time.perf_counter() - begin)

@@ -1,0 +1,278 @@
+"""The one loop. A solver is `init`, `step` and `result`; methods differ in how a step is made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ocp import engines, layout
+from ocp.engines import Engine, Expansion, Policy, Trials
+from ocp.problem import Problem, Stages
+from ocp.solution import Solution, Status
+from ocp.solvers.certificate import conclude
+from ocp.solvers.decide import Decision, Record, Rules, decide
+from ocp.stages import absolute_sum, choose, each, finite, where
+
+
+class Direction(NamedTuple):
+    """Where a method wants to go, and what it expects of it; (B,) but for the policy."""
+
+    policy: Policy
+    slope: Tensor  # model of the cost's change by a step a: a slope + a^2/2 curvature
+    curvature: Tensor
+    residual: Tensor
+    usable: Tensor  # bool
+    sweeps: int  # backward passes it took
+
+
+class State(NamedTuple):
+    """All a step needs to know. (B,) unless said otherwise; nothing in it is ever modified."""
+
+    engine: Engine
+    xs: Stages
+    us: Stages
+    gaps: Stages | None  # f(x, u) - x' per stage; None once closed everywhere
+    costates: Stages | None  # kept by methods that iterate on them
+    cost: Tensor
+    gap: Tensor
+    start_cost: Tensor
+    damping: Tensor
+    penalty: Tensor
+    second_order: Tensor
+    weak: Tensor
+    status: Tensor
+    iterations: Tensor
+    rollouts: Tensor
+    sweeps: Tensor
+    residual: Tensor
+    rows: tuple[dict[str, Tensor], ...]  # the history, a row a step
+
+    @property
+    def running(self) -> bool:
+        return bool((self.status == Status.RUNNING).any())
+
+
+class Report(NamedTuple):
+    """What a callback sees after each step."""
+
+    iteration: int
+    cost: Tensor  # (B,) as are the next three
+    residual: Tensor
+    gap: Tensor
+    status: Tensor
+    seconds: float
+    state: State
+
+
+Callback = Callable[[Report], bool | None]
+"""Called after each step; a true answer stops the solve, status INTERRUPTED."""
+
+
+@dataclass(frozen=True)
+class Solver:
+    """What all methods share: start, line search, bookkeeping. A method gives `direction`.
+
+    Args:
+        rules: tolerances, damping and other numbers of the loop, see `Rules`.
+        trials: step sizes tried, 1, 1/2, ... (2 to the minus ``trials - 1``), all in one roll-out.
+        engine: "auto" or the name of an engine.
+    """
+
+    rules: Rules = field(default_factory=Rules)
+    trials: int = 12
+    engine: str = "auto"
+    name: ClassVar[str] = ""
+    starts_second_order: ClassVar[bool] = False
+    accepts_gaps: ClassVar[bool] = False
+
+    def direction(self, state: State, expansion: Expansion) -> Direction:
+        raise TypeError(f"{type(self).__name__} is no method: it has no direction.")
+
+    # -- the three functions -------------------------------------------------------------------
+    @torch.no_grad()
+    def init(self, problem: Problem, controls: Any = None, states: Any = None) -> State:
+        """State at a first guess: controls (zero if None), and states that may leave gaps.
+
+        Raises:
+            ValueError: a guess of the wrong shape, or states for a method that rolls out.
+        """
+        engine = engines.make(problem, self.engine)
+        us = zero_controls(problem) if controls is None else layout.controls_in(problem, controls)
+        if problem.lower is not None and problem.upper is not None:
+            us = each(
+                lambda u, lo, hi: torch.minimum(torch.maximum(u, lo), hi),
+                us,
+                problem.lower,
+                problem.upper,
+            )
+        gaps = None
+        if states is None:
+            xs = engine.rollout(us)
+            gap = torch.zeros_like(us[0].sum(dim=-1))
+        elif self.accepts_gaps:
+            xs = layout.states_in(problem, states)
+            gaps = engine.gaps(xs, us)
+            gap = absolute_sum(gaps)
+        else:
+            raise ValueError(f"method {self.name!r} rolls its controls out: it takes no states.")
+        cost = engine.total_cost(xs, us)
+        fine = torch.isfinite(cost) & torch.isfinite(gap) & finite(xs)
+        zero = torch.zeros_like(cost)
+        count = torch.zeros_like(cost, dtype=torch.int64)
+        status = torch.where(fine, int(Status.RUNNING), int(Status.NON_FINITE)) + count
+        return State(
+            engine=engine,
+            xs=xs,
+            us=us,
+            gaps=gaps,
+            costates=None,
+            cost=cost,
+            gap=gap,
+            start_cost=cost,
+            damping=zero + self.rules.damping_start,
+            penalty=zero,
+            second_order=(zero > 0) | self.starts_second_order,
+            weak=count,
+            status=status,
+            iterations=count,
+            rollouts=count,
+            sweeps=count,
+            residual=zero + torch.inf,
+            rows=(),
+        )
+
+    @torch.no_grad()
+    def step(self, problem: Problem, state: State) -> State:
+        """One iteration of every problem still running: expand, sweep, try, decide."""
+        if state.engine.problem is not problem:
+            state = state._replace(engine=engines.make(problem, self.engine))
+        engine = state.engine
+        expansion = engine.expand(state.xs, state.us)
+        direction = self.direction(state, expansion)
+        sizes = 0.5 ** torch.arange(self.trials, dtype=state.cost.dtype, device=state.cost.device)
+        trials = engine.follow(state.xs, state.us, state.gaps, direction.policy, sizes)
+        record = self.record(state, expansion, direction, trials)
+        return advance(state, direction, trials, decide(record, sizes, self.rules))
+
+    @torch.no_grad()
+    def result(self, problem: Problem, state: State) -> Solution:
+        """The iterate with its certificate, recomputed without damping."""
+        return conclude(self, problem, state)
+
+    def record(
+        self, state: State, expansion: Expansion, direction: Direction, trials: Trials
+    ) -> Record:
+        fine = finite([expansion.phix, expansion.phixx.flatten(1)]) & finite(expansion.lz)
+        for matrices in (expansion.fz, expansion.lzz):
+            fine = fine & finite(each(lambda s: s.flatten(-2), matrices))
+        return Record(
+            cost=state.cost,
+            gap=state.gap,
+            slope=direction.slope,
+            curvature=direction.curvature,
+            residual=direction.residual,
+            usable=direction.usable,
+            finite=fine,
+            trial_cost=trials.cost,
+            trial_finite=torch.isfinite(trials.cost) & finite(trials.xs) & finite(trials.us),
+            start_cost=state.start_cost,
+            damping=state.damping,
+            penalty=state.penalty,
+            second_order=state.second_order,
+            weak=state.weak,
+            status=state.status,
+            iterations=state.iterations,
+        )
+
+
+def advance(state: State, direction: Direction, trials: Trials, decision: Decision) -> State:
+    """Move the problems whose trial was accepted; write the row of the history."""
+    moved, running = decision.accepted, state.status == Status.RUNNING
+    gaps = state.gaps
+    gap = torch.where(moved, (1 - decision.step_size) * state.gap, state.gap)
+    if gaps is not None:
+        left = 1 - decision.step_size[:, None]  # 1 where nothing moved
+        gaps = each(lambda g: left * g, gaps) if bool((gap > 0).any()) else None
+    cost = trials.cost.gather(0, decision.choice[None])[0]
+    one = running.to(torch.int64)
+    row = {
+        "cost": state.cost,
+        "expected": decision.expected,
+        "decrease": decision.decrease,
+        "step_size": decision.step_size,
+        "damping": state.damping,
+        "residual": direction.residual,
+        "gap": state.gap,
+        "second_order": state.second_order,
+        "running": running,
+    }
+    return state._replace(
+        xs=where(moved, choose(trials.xs, decision.choice), state.xs),
+        us=where(moved, choose(trials.us, decision.choice), state.us),
+        gaps=gaps,
+        cost=torch.where(moved, cost, state.cost),
+        gap=gap,
+        damping=decision.damping,
+        penalty=decision.penalty,
+        second_order=decision.second_order,
+        weak=decision.weak,
+        status=decision.status,
+        iterations=decision.iterations,
+        rollouts=state.rollouts + decision.rollouts,
+        sweeps=state.sweeps + one * direction.sweeps,
+        residual=torch.where(running, direction.residual, state.residual),
+        rows=(*state.rows, row),
+    )
+
+
+def zero_controls(problem: Problem) -> Stages:
+    parts = [problem.x0.new_zeros(problem.batch, m) for m in problem.control_dims]
+    return torch.stack(parts) if problem.uniform else parts
+
+
+def run(
+    solver: Solver,
+    problem: Problem,
+    state: State,
+    callback: Callback | None = None,
+    time_limit: float | None = None,
+) -> tuple[State, tuple[float, ...]]:
+    """Repeat `step` until every problem has a status. Ctrl-C keeps what there is.
+
+    Returns:
+        The last state, and the seconds since the start after each step.
+    """
+    begin, seconds = time.perf_counter(), []
+    try:
+        while state.running:
+            state = solver.step(problem, state)
+            seconds.append(time.perf_counter() - begin)
+            if callback is not None:
+                report = Report(
+                    len(seconds),
+                    state.cost,
+                    state.residual,
+                    state.gap,
+                    state.status,
+                    seconds[-1],
+                    state,
+                )
+                if callback(report):
+                    state = stop(state, Status.INTERRUPTED)
+            if time_limit is not None and seconds[-1] >= time_limit:
+                state = stop(state, Status.TIME_LIMIT)
+    except KeyboardInterrupt:
+        state = stop(state, Status.INTERRUPTED)
+    return state, tuple(seconds[: len(state.rows)])
+
+
+def stop(state: State, status: Status) -> State:
+    running = state.status == Status.RUNNING
+    return state._replace(
+        status=torch.where(running, torch.full_like(state.status, int(status)), state.status)
+    )

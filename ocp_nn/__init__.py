@@ -1,0 +1,1 @@
+"""Networks as optimal control problems. Not in this version: see the changelog."""
