@@ -38,7 +38,9 @@ def stages_in(problem: Problem, name: str, value: Any, sizes: Sequence[int]) -> 
         same = len(set(sizes)) == 1
         needs = f"({len(sizes)}, {sizes[0]})" if same else f"a list of {len(sizes)} tensors (size,)"
         batch = f" or {B} of them" if problem.batched else ""
-        raise ValueError(f"{name} needs {needs}{batch}, got {got}; sizes per stage: {summary(sizes)}.")
+        raise ValueError(
+            f"{name} needs {needs}{batch}, got {got}; sizes per stage: {summary(sizes)}."
+        )
     for t, part in enumerate(parts):
         check_finite(f"{name} at stage {t}: it", part)
     return pack([p.expand(B, -1).contiguous() for p in parts], problem.uniform)
@@ -87,4 +89,6 @@ def batch_out(problem: Problem, value: Tensor) -> Tensor:
 
 
 def summary(sizes: Sequence[int]) -> str:
-    return str(sizes[0]) if len(set(sizes)) == 1 else str(list(sizes[:8]) + ["..."] * (len(sizes) > 8))
+    return (
+        str(sizes[0]) if len(set(sizes)) == 1 else str(list(sizes[:8]) + ["..."] * (len(sizes) > 8))
+    )

@@ -97,7 +97,11 @@ def batch_lines(solution: Solution) -> list[str]:
     counts: dict[str, int] = {}
     for status in solution.status:
         counts[status.name] = counts.get(status.name, 0) + 1
-    lines = ["  " + f"{len(solution.status)} problems: " + ", ".join(f"{v} {k}" for k, v in counts.items())]
+    lines = [
+        "  "
+        + f"{len(solution.status)} problems: "
+        + ", ".join(f"{v} {k}" for k, v in counts.items())
+    ]
     for label, value, form in (
         ("cost", solution.cost, ".6g"),
         ("iterations", solution.iterations.double(), ".0f"),
@@ -107,6 +111,8 @@ def batch_lines(solution: Solution) -> list[str]:
     ):
         low, middle, high = (float(f(value)) for f in (torch.min, torch.median, torch.max))
         lines.append(f"  {label:15s} {low:{form}} .. {middle:{form}} .. {high:{form}}")
-    failures = [(b, m) for b, (s, m) in enumerate(zip(solution.status, solution.message, strict=True)) if s]
+    failures = [
+        (b, m) for b, (s, m) in enumerate(zip(solution.status, solution.message, strict=True)) if s
+    ]
     lines += [f"  [{b}] {message}" for b, message in failures[:5]]
     return lines + ([f"  ... and {len(failures) - 5} more"] if len(failures) > 5 else [])

@@ -12,9 +12,7 @@ ITERATIONS = 50
 ARMIJO = 0.1
 
 
-def box_qp(
-    H: Tensor, g: Tensor, lo: Tensor, hi: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def box_qp(H: Tensor, g: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Solve a batch: H (B, m, m), g, lo, hi (B, m) with lo <= hi; infinite limits are allowed.
 
     Returns:
@@ -30,9 +28,7 @@ def box_qp(
     for _ in range(ITERATIONS):
         slope = g + (H @ x[..., None])[..., 0]
         free = ~(((x <= lo) & (slope > 0)) | ((x >= hi) & (slope < 0)))
-        L, info = torch.linalg.cholesky_ex(
-            torch.where(free[:, :, None] & free[:, None, :], H, eye)
-        )
+        L, info = torch.linalg.cholesky_ex(torch.where(free[:, :, None] & free[:, None, :], H, eye))
         open_slope = torch.where(free, slope, 0)
         step = -torch.cholesky_solve(open_slope[..., None], L)[..., 0]
         size = g.abs() + (H.abs() @ x.abs()[..., None])[..., 0]

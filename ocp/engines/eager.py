@@ -165,7 +165,10 @@ class Eager:
             after = self.step(new_xs[t].flatten(0, 1), u.flatten(0, 1), t).unflatten(0, (A, -1))
             new_us.append(u)
             new_xs.append(after if gaps is None else after - (1 - a) * gaps[t])
-        trial_xs, trial_us = (pack(new_xs, self.problem.uniform), pack(new_us, self.problem.uniform))
+        trial_xs, trial_us = (
+            pack(new_xs, self.problem.uniform),
+            pack(new_us, self.problem.uniform),
+        )
         lines_xs, lines_us = (each(lambda s: s.flatten(-3, -2), s) for s in (trial_xs, trial_us))
         return Trials(trial_xs, trial_us, self.total_cost(lines_xs, lines_us).unflatten(0, (A, -1)))
 

@@ -34,13 +34,15 @@ def certify(engine: Engine, xs: Stages, us: Stages) -> Certificate:
     ps, hus = costates(expansion)
     sweep, indefinite = undamped(engine, expansion, xs, us)
     return Certificate(
-        sweep, ps, largest_projected(engine.problem, hus, us), largest(each(torch.abs, gaps)), indefinite
+        sweep,
+        ps,
+        largest_projected(engine.problem, hus, us),
+        largest(each(torch.abs, gaps)),
+        indefinite,
     )
 
 
-def undamped(
-    engine: Engine, expansion: Expansion, xs: Stages, us: Stages
-) -> tuple[Sweep, Tensor]:
+def undamped(engine: Engine, expansion: Expansion, xs: Stages, us: Stages) -> tuple[Sweep, Tensor]:
     """Second order where definite, else Gauss-Newton; and the stage where it is indefinite.
 
     A Q_uu that is singular to rounding (a singular arc) is no saddle: it is judged again with a
@@ -104,7 +106,8 @@ def conclude(solver: Solver, problem: Problem, state: State) -> Solution:
     if problem.lower is not None and problem.upper is not None:
         bounds = {"lower": flat_bound(problem.lower), "upper": flat_bound(problem.upper)}
     history = {
-        key: torch.stack([single(row[key]) for row in state.rows]) for key in (state.rows or ({},))[0]
+        key: torch.stack([single(row[key]) for row in state.rows])
+        for key in (state.rows or ({},))[0]
     }
     return Solution(
         states=split(state.xs),

@@ -123,7 +123,10 @@ def decide(r: Record, step_sizes: Tensor, rules: Rules) -> Decision:
         (iterations >= rules.max_iterations, Status.MAX_ITERATIONS),
         (damping > rules.damping_max, Status.STALLED),
         ((weak >= 3) & closed & calm, Status.PRECISION),
-        (accepted & (pick(r.trial_cost) < -rules.unbounded * (1 + r.start_cost.abs())), Status.UNBOUNDED),
+        (
+            accepted & (pick(r.trial_cost) < -rules.unbounded * (1 + r.start_cost.abs())),
+            Status.UNBOUNDED,
+        ),
         (converged, Status.CONVERGED),
         (~r.finite, Status.NON_FINITE),
     ):
