@@ -98,7 +98,7 @@ class Eager:
         """
         hessian = contracted_hessian(self.problem.f)
         S, n = self.problem.samples, self.problem.state_dims
-        if isinstance(us, Tensor) and isinstance(xs, Tensor):
+        if isinstance(us, Tensor) and isinstance(xs, Tensor) and not self.problem.stagewise:
             T, B, width = us.shape[0], us.shape[1], n[0]
             if width * T * B * S <= TABLE:
                 units = torch.eye(width, dtype=xs.dtype, device=xs.device)
@@ -147,7 +147,7 @@ class Eager:
     def follow(
         self, xs: Stages, us: Stages, gaps: Stages | None, policy: Policy, step_sizes: Tensor
     ) -> Trials:
-        """Roll out ``u + a k + K (x' - x)`` for all step sizes a at once; gaps shrink to (1 - a)."""
+        """Roll out ``u + a k + K (x' - x)`` for all step sizes a at once; (1 - a) gap stays."""
         A, a, lower, upper = (
             step_sizes.shape[0],
             step_sizes[:, None, None],
