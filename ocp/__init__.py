@@ -1,5 +1,6 @@
 """Discrete-time optimal control on PyTorch: PMP, iLQR and DDP on one problem type."""
 
+from ocp import starts
 from ocp.costs import FunctionCost, QuadraticCost, smooth_abs
 from ocp.integrators import (
     discretise,
@@ -41,4 +42,5 @@ __all__ = [
     "semi_implicit_euler",
     "smooth_abs",
     "solve",
+    "starts",
 ]

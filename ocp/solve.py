@@ -11,7 +11,8 @@ from ocp.problem import Problem
 from ocp.solution import Solution
 from ocp.solvers import METHODS
 from ocp.solvers.decide import Rules
-from ocp.solvers.loop import Callback, Solver, run
+from ocp.solvers.loop import Callback, Solver
+from ocp.solvers.run import run
 
 
 def make_solver(method: str | Solver = "ddp", **options: Any) -> Solver:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -233,46 +232,3 @@ def advance(state: State, direction: Direction, trials: Trials, decision: Decisi
 def zero_controls(problem: Problem) -> Stages:
     parts = [problem.x0.new_zeros(problem.batch, m) for m in problem.control_dims]
     return torch.stack(parts) if problem.uniform else parts
-
-
-def run(
-    solver: Solver,
-    problem: Problem,
-    state: State,
-    callback: Callback | None = None,
-    time_limit: float | None = None,
-) -> tuple[State, tuple[float, ...]]:
-    """Repeat `step` until every problem has a status. Ctrl-C keeps what there is.
-
-    Returns:
-        The last state, and the seconds since the start after each step.
-    """
-    begin, seconds = time.perf_counter(), []
-    try:
-        while state.running:
-            state = solver.step(problem, state)
-            seconds.append(time.perf_counter() - begin)
-            if callback is not None:
-                report = Report(
-                    len(seconds),
-                    state.cost,
-                    state.residual,
-                    state.gap,
-                    state.status,
-                    seconds[-1],
-                    state,
-                )
-                if callback(report):
-                    state = stop(state, Status.INTERRUPTED)
-            if time_limit is not None and seconds[-1] >= time_limit:
-                state = stop(state, Status.TIME_LIMIT)
-    except KeyboardInterrupt:
-        state = stop(state, Status.INTERRUPTED)
-    return state, tuple(seconds[: len(state.rows)])
-
-
-def stop(state: State, status: Status) -> State:
-    running = state.status == Status.RUNNING
-    return state._replace(
-        status=torch.where(running, torch.full_like(state.status, int(status)), state.status)
-    )

@@ -1,0 +1,212 @@
+"""Where a solve begins. On swing-ups the start decides more than the globalisation does.
+
+A start is a function ``(problem, solver) -> Guess``. A portfolio runs several as one batch and
+keeps, for each problem, the cheapest feasible result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ocp import layout
+from ocp.problem import Problem, Stages
+from ocp.solution import Solution
+from ocp.solvers.loop import Callback, Solver, State, zero_controls
+from ocp.solvers.run import run
+from ocp.solvers.subset import take
+from ocp.stages import pack
+
+
+class Guess(NamedTuple):
+    """Controls (T, m) or (B, T, m), or lists over t; states likewise, or None to roll out."""
+
+    controls: Any
+    states: Any = None
+
+
+Start = Callable[[Problem, Solver], Guess]
+
+
+def zero(problem: Problem, solver: Solver) -> Guess:
+    """Zero controls, rolled out."""
+    return Guess(layout.stages_out(problem, zero_controls(problem)))
+
+
+@dataclass(frozen=True)
+class interpolate:  # noqa: N801  (used like a function)
+    """States on the straight line from x0 to the goal in a fraction of the horizon, then held.
+
+    Zero controls; the states leave gaps, which the solver closes.
+
+    Args:
+        fraction: of the horizon spent on the way, in (0, 1].
+    """
+
+    fraction: float = 0.125
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be in (0, 1], got {self.fraction!r}.")
+
+    def __call__(self, problem: Problem, solver: Solver) -> Guess:
+        if problem.goal is None:
+            raise ValueError("interpolate needs a problem with a goal: Problem(..., goal=state).")
+        if not problem.uniform:
+            raise ValueError("interpolate needs a state of the same size at every stage.")
+        T, x0 = problem.horizon, problem.x0
+        steps = torch.arange(T + 1, dtype=x0.dtype, device=x0.device)
+        part = (steps / max(1.0, self.fraction * T)).clamp_max(1.0)[:, None]
+        states = x0[..., None, :] + part * (problem.goal - x0)[..., None, :]
+        return Guess(zero(problem, solver).controls, states)
+
+
+@dataclass(frozen=True)
+class weight_continuation:  # noqa: N801
+    """Controls of easier problems solved first: the running cost of the state weighs more.
+
+    ``l(x, u, t) + (weight - 1) l(x, 0, t)`` for each weight in turn, each from the controls of the
+    one before, loosely; the last controls start the problem itself.
+
+    Args:
+        weights: factors on the running cost of the state, descending to 1 (which is left out).
+        cost_tolerance: where the solves on the way stop.
+    """
+
+    weights: Sequence[float] = (16.0, 4.0)
+    cost_tolerance: float = 1e-3
+
+    def __call__(self, problem: Problem, solver: Solver) -> Guess:
+        loose = replace(
+            solver,
+            rules=replace(solver.rules, tolerance=torch.inf, cost_tolerance=self.cost_tolerance),
+        )
+        controls = zero(problem, solver).controls
+        for weight in self.weights:
+            easier = problem.replace(cost=Weighted(problem, weight))
+            state, _ = run(loose, easier, loose.init(easier, controls))
+            controls = layout.stages_out(problem, state.us)
+        return Guess(controls)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """The cost of a problem with the state's running part, ``l(x, 0, t)``, times a weight."""
+
+    problem: Problem
+    weight: float
+
+    def stage(self, x: Tensor, u: Tensor, t: Any, p: Any) -> Tensor:
+        state_part = self.problem.l(x, torch.zeros_like(u), t, p)
+        return self.problem.l(x, u, t, p) + (self.weight - 1) * state_part
+
+    def terminal(self, x: Tensor, p: Any) -> Tensor:
+        return self.problem.phi(x, p)
+
+
+@dataclass(frozen=True)
+class warm:  # noqa: N801
+    """The controls of an earlier solution, rolled out from this problem's x0 by its policy.
+
+    Args:
+        solution: of a problem with the same sizes.
+        shift: stages to drop at the front (receding horizon); the last control is repeated.
+    """
+
+    solution: Solution
+    shift: int = 0
+
+    def __call__(self, problem: Problem, solver: Solver) -> Guess:
+        controls = self.solution.controls
+        if self.shift == 0:
+            return Guess(controls)
+        if isinstance(controls, list):
+            return Guess(controls[self.shift :] + controls[-1:] * self.shift)
+        last = controls[..., -1:, :].expand(*controls.shape[:-2], self.shift, -1)
+        return Guess(torch.cat((controls[..., self.shift :, :], last), dim=-2))
+
+
+PORTFOLIO: tuple[Start, ...] = (zero, interpolate(0.125), weight_continuation())
+
+
+def chosen(problem: Problem, starts: Any) -> list[Start]:
+    """The starts meant by an argument: a name, a start, a solution, or a list of those."""
+    if isinstance(starts, str):
+        if starts != "portfolio":
+            raise ValueError(f"starts must be 'portfolio', a start or a list, got {starts!r}.")
+        return [s for s in PORTFOLIO if problem.goal is not None or not isinstance(s, interpolate)]
+    if isinstance(starts, Solution):
+        return [warm(starts)]
+    if callable(starts):
+        return [starts]
+    if not isinstance(starts, Sequence) or not starts or not all(callable(s) for s in starts):
+        raise ValueError(f"starts must be 'portfolio', a start or a list of them, got {starts!r}.")
+    return list(starts)
+
+
+def solve_from(
+    problem: Problem,
+    solver: Solver,
+    starts: Any,
+    callback: Callback | None = None,
+    time_limit: float | None = None,
+) -> Solution:
+    """Solve from one start or several; ``extra["start"]`` says which won, per problem.
+
+    Roll-outs and sweeps of the result count all starts.
+    """
+    begin = time.perf_counter()
+    members = chosen(problem, starts)
+    guesses = [start(problem, solver) for start in members]
+    many = problem.repeat(len(members)) if len(members) > 1 else problem
+    state, seconds = run(solver, many, joined(many, problem, solver, guesses), callback, time_limit)
+    best = cheapest(state, len(members), problem.batch, solver)
+    spent = {
+        k: getattr(state, k).reshape(len(members), -1).sum(dim=0) for k in ("rollouts", "sweeps")
+    }
+    if len(members) > 1:
+        index = best * problem.batch + torch.arange(problem.batch, device=best.device)
+        state = take(state, index, problem, solver)
+    solution = solver.result(problem, state._replace(**spent))
+    history = {**solution.history, "seconds": torch.tensor(seconds, dtype=torch.float64)}
+    extra = {"start": layout.batch_out(problem, best)}
+    elapsed = time.perf_counter() - begin
+    return replace(solution, history=history, seconds=elapsed, extra=extra)
+
+
+def joined(many: Problem, problem: Problem, solver: Solver, guesses: list[Guess]) -> State:
+    """One state of all guesses, copy by copy; those without states are rolled out first."""
+    if len(guesses) == 1:
+        return solver.init(problem, guesses[0].controls, guesses[0].states)
+    us = [layout.controls_in(problem, g.controls) for g in guesses]
+    controls = beside(us, problem)
+    if all(g.states is None for g in guesses):
+        return solver.init(many, layout.stages_out(many, controls))
+    xs = [
+        solver.init(problem, g.controls).xs
+        if g.states is None
+        else layout.states_in(problem, g.states)
+        for g in guesses
+    ]
+    return solver.init(
+        many, layout.stages_out(many, controls), layout.stages_out(many, beside(xs, problem))
+    )
+
+
+def beside(parts: list[Stages], problem: Problem) -> Stages:
+    return pack([torch.cat(stage) for stage in zip(*parts, strict=True)], problem.uniform)
+
+
+def cheapest(state: State, members: int, batch: int, solver: Solver) -> Tensor:
+    """Per problem, the member of lowest cost among the feasible; of smallest gap if none is."""
+    gap_tolerance = solver.rules.tolerances(state.cost.dtype)[2]
+    gap, cost = (v.reshape(members, batch) for v in (state.gap, state.cost))
+    feasible = (gap <= gap_tolerance) & torch.isfinite(cost)
+    by_cost = torch.where(feasible, cost, torch.inf).argmin(dim=0)
+    by_gap = torch.where(torch.isnan(gap), torch.inf, gap).argmin(dim=0)
+    return torch.where(feasible.any(dim=0), by_cost, by_gap)
