@@ -1,0 +1,129 @@
+"""What a solve achieved after each iteration, and what it had spent by then."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ocp.problem import Problem
+from ocp.solution import Solution, at
+from ocp.solvers.loop import Report
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Point k describes the iterate after k iterations; K + 1 points, B problems (1 for one).
+
+    Attributes:
+        cost, gap: of the iterate (K + 1, B); gap is sum |f(x, u) - x'|.
+        residual: largest projected gradient that the method's own step saw at the iterate
+            (K + 1, B): |Q_u| of its sweep, or |H_u|. nan where no step was made from it.
+        seconds: since the start of the solve (K + 1,).
+        expansions, sweeps, rollouts: spent until the iterate was there (K + 1, B). The
+            certificate, the same for every method, is not counted.
+    """
+
+    cost: Tensor
+    gap: Tensor
+    residual: Tensor
+    seconds: Tensor
+    expansions: Tensor
+    sweeps: Tensor
+    rollouts: Tensor
+
+
+class Spent(NamedTuple):
+    """Work until a tolerance was met; each (B,), infinite where it never was."""
+
+    iterations: Tensor
+    expansions: Tensor
+    sweeps: Tensor
+    rollouts: Tensor
+    seconds: Tensor
+
+
+class Counter:
+    """Callback that notes the backward passes and roll-outs after each step."""
+
+    def __init__(self) -> None:
+        self.sweeps: list[Tensor] = []
+        self.rollouts: list[Tensor] = []
+
+    def __call__(self, report: Report) -> None:
+        self.sweeps.append(report.state.sweeps)
+        self.rollouts.append(report.state.rollouts)
+
+
+def curve(problem: Problem, solution: Solution, counter: Counter) -> Curve:
+    """The curve of a finished solve that ``counter`` watched.
+
+    A history has a row a step, written with the cost before it. The last row of a problem that
+    converged is a test that moved nothing, so its cost is the final one; a solve that ended for
+    another reason moved in its last step, and the final point is appended.
+    """
+    history, B = solution.history, problem.batch
+    steps = len(counter.sweeps)
+    final = solution.cost.reshape(1, B)
+    rows = {
+        k: history[k][:steps].reshape(steps, B).to(final.dtype) if steps else final[:0]
+        for k in ("cost", "gap", "residual", "running")
+    }
+    append = steps <= int(solution.iterations.max())
+    points = steps + append
+    one, last = final.new_zeros(1, B), slice(0, points)
+
+    def spent(total: Tensor) -> Tensor:
+        return torch.cat((one, total))[last]
+
+    empty = torch.zeros(0, B, device=final.device)
+    counts = [
+        torch.stack(c).to(final.dtype) if c else empty for c in (counter.sweeps, counter.rollouts)
+    ]
+    seconds = history["seconds"][:steps] if steps else torch.zeros(0)
+    return Curve(
+        cost=torch.cat((rows["cost"], final))[last],
+        gap=torch.cat((rows["gap"], solution.gap.reshape(1, B)))[last],
+        residual=torch.cat((rows["residual"], one + torch.nan))[last],
+        seconds=torch.cat((torch.zeros(1), seconds)).double()[last],
+        expansions=spent(rows["running"].cumsum(dim=0)),
+        sweeps=spent(counts[0]),
+        rollouts=spent(counts[1]),
+    )
+
+
+def reach(curve: Curve, met: Tensor) -> Spent:
+    """Work until ``met`` (K + 1, B) first holds."""
+    first, ever = met.to(torch.uint8).argmax(dim=0), met.any(dim=0)
+    never = torch.full_like(curve.cost[0], torch.inf)
+
+    def until(spent: Tensor) -> Tensor:
+        return torch.where(ever, spent.gather(0, first[None])[0], never)
+
+    seconds = curve.seconds.to(never)[:, None].expand_as(curve.cost)
+    return Spent(
+        torch.where(ever, first.to(never), never),
+        *(until(s) for s in (curve.expansions, curve.sweeps, curve.rollouts, seconds)),
+    )
+
+
+def same_layout(problem: Problem, value: object) -> list[Tensor]:
+    """Costates or V_x of a solution, stages 0..T of (B, n); augmented where controls are shared."""
+    return [at(value, t, 1).reshape(problem.batch, -1) for t in range(problem.horizon + 1)]
+
+
+def costate_difference(problem: Problem, costates: object, vx: object) -> Tensor:
+    """Largest |p - V_x| over stages and components, relative to the largest |V_x|: (B,)."""
+    return costate_differences(problem, costates, vx).amax(dim=0)
+
+
+def costate_differences(problem: Problem, costates: object, vx: object) -> Tensor:
+    """|p[t] - V_x[t]| at each stage, relative to the largest |V_x| of any: (T+1, B)."""
+    p, v = same_layout(problem, costates), same_layout(problem, vx)
+    size = torch.stack([w.abs().amax(dim=-1) for w in v]).amax(dim=0)
+    tiny = torch.finfo(size.dtype).tiny
+    return torch.stack(
+        [(a - b).abs().amax(dim=-1) / size.clamp_min(tiny) for a, b in zip(p, v, strict=True)]
+    )
