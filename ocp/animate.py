@@ -1,0 +1,92 @@
+"""Animations of the classic problems as small GIF files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ocp.plot import HINT, array_of, new_figure, seconds_per_stage, which
+from ocp.problem import Problem
+from ocp.problems import REGISTRY
+from ocp.solution import Solution
+
+FRAMES = 60
+WIDTH, HEIGHT, DPI = 4.4, 3.6, 80  # inches, inches, pixels an inch
+COLOURS = 48
+HOLD = 800  # ms the last frame stays
+
+
+def animate(
+    problem: Problem,
+    solution: Solution,
+    path: str | Path,
+    *,
+    member: int = 0,
+    frames: int = FRAMES,
+) -> Path:
+    """Write a GIF of a solution, in real time.
+
+    Args:
+        problem: one of the classics (by its name, see `ocp.problems.REGISTRY`).
+        solution: of that problem.
+        path: file to write; the suffix ``.gif`` is added where there is none.
+        member: which problem of a batch.
+        frames: at most so many, spread evenly over the stages.
+
+    Raises:
+        ValueError: the problem has no drawing, the path is no GIF, or frames < 2.
+        IndexError: no such member.
+        ImportError: matplotlib or pillow is not installed.
+    """
+    path = Path(path)
+    path = path if path.suffix else path.with_suffix(".gif")
+    if path.suffix.lower() != ".gif":
+        raise ValueError(f"animate writes .gif files, got {path.name!r}.")
+    if frames < 2:
+        raise ValueError(f"frames must be at least 2, got {frames}.")
+    images = draw_frames(problem, solution, member, frames)
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(f"no animation: {HINT}") from error
+    # One palette for all frames, from the last, which has every trace: no flicker, small files.
+    palette = Image.fromarray(images[-1]).quantize(COLOURS)
+    pages = [Image.fromarray(i).quantize(palette=palette, dither=Image.Dither.NONE) for i in images]
+    step = seconds_per_stage(problem, member)
+    total = 1000 * problem.horizon * (0.05 if step is None else step)
+    durations = [max(round(total / len(pages) / 10) * 10, 20)] * (len(pages) - 1) + [HOLD]
+    pages[0].save(path, save_all=True, append_images=pages[1:], duration=durations, loop=0)
+    return path
+
+
+def draw_frames(
+    problem: Problem, solution: Solution, member: int = 0, frames: int = FRAMES
+) -> list[np.ndarray]:
+    """The pictures of an animation, each (height, width, 3) of bytes."""
+    entry = REGISTRY.get(problem.name)
+    if entry is None:
+        raise ValueError(
+            f"no drawing for the problem {problem.name!r}; there is one for "
+            f"{', '.join(REGISTRY)}. `plot_solution` plots any problem."
+        )
+    b = which(problem, member)[0] if problem.x0.ndim == 2 else None
+    states = array_of(solution.states, max(problem.state_dims), b)
+    one = b if problem.batched else None
+    controls = array_of(solution.controls, max(problem.control_dims), one)
+    p = {k: v.cpu().double().numpy() for k, v in problem.parameters.items()}
+    p |= {k: v[b or 0].cpu().double().numpy() for k, v in problem.per_problem.items()}
+    step = seconds_per_stage(problem, b or 0)
+    figure = new_figure(WIDTH, HEIGHT, DPI)
+    axes = figure.add_subplot(projection="3d" if entry.three_d else None)
+    count = min(frames, problem.horizon + 1)
+    images = []
+    for t in np.linspace(0, problem.horizon, count).round().astype(int).tolist():
+        axes.clear()
+        entry.draw(axes, states, controls, t, p)
+        clock = f"stage {t}" if step is None else f"{t * step:.2f} s"
+        axes.set_title(f"{problem.name}   {clock}", fontsize=10, family="monospace")
+        figure.canvas.draw()
+        buffer = np.asarray(figure.canvas.buffer_rgba())  # type: ignore[attr-defined]
+        images.append(buffer[..., :3].copy())
+    return images
