@@ -27,6 +27,7 @@ class Direction(NamedTuple):
     residual: Tensor
     usable: Tensor  # bool
     sweeps: int  # backward passes it took
+    memory: Tensor | None = None  # what the next `direction` finds in its state, see `State`
 
 
 class State(NamedTuple):
@@ -50,6 +51,7 @@ class State(NamedTuple):
     sweeps: Tensor
     residual: Tensor
     rows: tuple[dict[str, Tensor], ...]  # the history, a row a step
+    memory: Tensor | None = None  # (k, B, ...): what a method keeps of earlier steps
 
     @property
     def running(self) -> bool:
@@ -91,6 +93,13 @@ class Solver:
 
     def direction(self, state: State, expansion: Expansion) -> Direction:
         raise TypeError(f"{type(self).__name__} is no method: it has no direction.")
+
+    def step_sizes(self, like: Tensor) -> Tensor:
+        """Those tried in every step, of the dtype and device of ``like``: (A,)."""
+        return 0.5 ** torch.arange(self.trials, dtype=like.dtype, device=like.device)
+
+    def decide(self, record: Record, step_sizes: Tensor) -> Decision:
+        return decide(record, step_sizes, self.rules)
 
     # -- the three functions -------------------------------------------------------------------
     @torch.no_grad()
@@ -153,10 +162,10 @@ class Solver:
         engine = state.engine
         expansion = engine.expand(state.xs, state.us)
         direction = self.direction(state, expansion)
-        sizes = 0.5 ** torch.arange(self.trials, dtype=state.cost.dtype, device=state.cost.device)
+        sizes = self.step_sizes(state.cost)
         trials = engine.follow(state.xs, state.us, state.gaps, direction.policy, sizes)
         record = self.record(state, expansion, direction, trials)
-        return advance(state, direction, trials, decide(record, sizes, self.rules))
+        return advance(state, direction, trials, self.decide(record, sizes))
 
     @torch.no_grad()
     def result(self, problem: Problem, state: State) -> Solution:
@@ -226,6 +235,7 @@ def advance(state: State, direction: Direction, trials: Trials, decision: Decisi
         sweeps=state.sweeps + one * direction.sweeps,
         residual=torch.where(running, direction.residual, state.residual),
         rows=(*state.rows, row),
+        memory=direction.memory,
     )
 
 
