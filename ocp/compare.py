@@ -357,7 +357,8 @@ def surroundings(problem: Problem) -> Row:
 
 def median(value: Tensor) -> float | None:
     """Median over problems; None where it is not finite. An even count takes the lower middle."""
-    middle = float(value.double().nan_to_num(nan=torch.inf).flatten().median())
+    values = value.double().flatten()
+    middle = float(torch.where(values.isnan(), torch.inf, values).median())
     return middle if math.isfinite(middle) else None
 
 

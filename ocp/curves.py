@@ -46,13 +46,20 @@ class Spent(NamedTuple):
 
 
 class Counter:
-    """Callback that notes the backward passes and roll-outs after each step."""
+    """Callback that notes what was spent after each step: expansions, sweeps, roll-outs.
+
+    Lists over steps of (M B,), M starts of a portfolio one after another.
+    """
 
     def __init__(self) -> None:
+        self.expansions: list[Tensor] = []
         self.sweeps: list[Tensor] = []
         self.rollouts: list[Tensor] = []
 
     def __call__(self, report: Report) -> None:
+        now = report.state.rows[-1]["running"].to(torch.int64)
+        before = self.expansions[-1] if self.expansions else torch.zeros_like(now)
+        self.expansions.append(before + now)
         self.sweeps.append(report.state.sweeps)
         self.rollouts.append(report.state.rollouts)
 
@@ -69,28 +76,25 @@ def curve(problem: Problem, solution: Solution, counter: Counter) -> Curve:
     final = solution.cost.reshape(1, B)
     rows = {
         k: history[k][:steps].reshape(steps, B).to(final.dtype) if steps else final[:0]
-        for k in ("cost", "gap", "residual", "running")
+        for k in ("cost", "gap", "residual")
     }
     append = steps <= int(solution.iterations.max())
     points = steps + append
     one, last = final.new_zeros(1, B), slice(0, points)
 
-    def spent(total: Tensor) -> Tensor:
-        return torch.cat((one, total))[last]
+    def spent(totals: list[Tensor]) -> Tensor:
+        # A portfolio's starts are all paid for, though the curve is that of the winner.
+        return torch.cat((one, *(v.reshape(1, -1, B).sum(dim=1).to(one) for v in totals)))[last]
 
-    empty = torch.zeros(0, B, device=final.device)
-    counts = [
-        torch.stack(c).to(final.dtype) if c else empty for c in (counter.sweeps, counter.rollouts)
-    ]
     seconds = history["seconds"][:steps] if steps else torch.zeros(0)
     return Curve(
         cost=torch.cat((rows["cost"], final))[last],
         gap=torch.cat((rows["gap"], solution.gap.reshape(1, B)))[last],
         residual=torch.cat((rows["residual"], one + torch.nan))[last],
         seconds=torch.cat((torch.zeros(1), seconds)).double()[last],
-        expansions=spent(rows["running"].cumsum(dim=0)),
-        sweeps=spent(counts[0]),
-        rollouts=spent(counts[1]),
+        expansions=spent(counter.expansions),
+        sweeps=spent(counter.sweeps),
+        rollouts=spent(counter.rollouts),
     )
 
 

@@ -136,7 +136,8 @@ def monte_carlo(
         noise: standard deviations, in units of the state or of the control.
         samples: draws.
         kind: "state": x[t+1] = f(x, u, t) + noise; "control": x[t+1] = f(x, u + noise, t), the
-            cost being charged for u (what acts on the plant may leave the bounds); "initial": x[0] = x0 + noise.
+            cost being charged for u (what reaches the plant may leave the bounds);
+            "initial": x[0] = x0 + noise.
         factor: what counts as a run that held, see `Robustness`.
         seed: of a CPU generator: the same draws on every device.
 

@@ -92,22 +92,20 @@ def curves(
 
 
 def draw_costates(axis: Any, comparison: Comparison) -> None:
-    """p of the first method over V_x of the best one."""
+    """p of the maximum principle (or else of the first method) over V_x of the best one."""
     problem, best = comparison.problem, comparison.best_method
     if best is None:
         axis.set_axis_off()
         return
-    other = next(iter(comparison.solutions))
+    methods = [m for m in comparison.solutions if m != best] or [best]
+    other = "pmp" if "pmp" in methods else methods[0]
     p = same_layout(problem, comparison.solutions[other].costates)
     v = same_layout(problem, comparison.solutions[best].value.vx)
-    for i in range(min(COMPONENTS, min(len(s[0]) for s in v))):
+    for i in range(min(COMPONENTS, *(len(s[0]) for s in v))):
         color = f"C{i}"
         axis.plot([float(s[0, i]) for s in v], color=color, lw=4, alpha=0.35)
         axis.plot([float(s[0, i]) for s in p], color=color, lw=1.2, label=f"component {i}")
     axis.set(xlabel="stage", title=f"p of {other} (thin) over V_x of {best} (wide)")
-    if any(float(s.abs().max()) > 0 for s in v):
-        largest = max(float(s[0].abs().max()) for s in v)
-        axis.set_yscale("symlog", linthresh=1e-2 * largest)
     axis.legend()
     axis.grid(alpha=0.3)
 
