@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ocp.problem import Problem
+from ocp.progress import watched
 from ocp.solution import Solution
 from ocp.solvers import METHODS
 from ocp.solvers.decide import Rules
@@ -63,11 +64,12 @@ def solve(
         engine: "auto" or "eager".
         callback: called with a `Report` after each step; a true answer stops.
         time_limit: seconds.
-        progress: show progress; by default only in a terminal, and only if rich is installed.
+        progress: a live line; None for one after half a second, in a terminal, if rich is there.
         options: of the method and of `Rules`.
 
     Raises:
         ValueError, TypeError: an argument is wrong; numerical trouble is a status instead.
+        ImportError: progress is True and rich is missing.
     """
     solver = make_solver(method, engine=engine, **options)
     begin = time.perf_counter()
@@ -76,9 +78,11 @@ def solve(
 
         if controls is not None or states is not None:
             raise ValueError("give either starts, or controls and states.")
-        return solve_from(problem, solver, starts, callback, time_limit)
+        with watched(progress, callback, solver, problem) as watch:
+            return solve_from(problem, solver, starts, watch, time_limit)
     state = solver.init(problem, controls, states)
-    state, seconds = run(solver, problem, state, callback, time_limit)
+    with watched(progress, callback, solver, problem) as watch:
+        state, seconds = run(solver, problem, state, watch, time_limit)
     solution = solver.result(problem, state)
     import torch
 
