@@ -173,7 +173,7 @@ class Comparison:
             "Work until cost (relative to the best) or residual is within a tolerance",
             ("within", "method", *reached, "iter.", "expansions", "sweeps", "rollouts", "seconds"),
             work,
-            left=2,
+            align="<<",
             notes=['"-": never reached' + (" in half of the problems or more" if many else "")],
         )
 

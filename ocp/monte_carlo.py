@@ -84,7 +84,7 @@ class Robustness:
             f"Cost{name} under {self.kind} noise, {runs} runs each; {nominal} without noise",
             ("noise", "strategy", "mean", "5 %", "median", "95 %", f"within {self.factor:g}x"),
             rows,
-            left=2,
+            align="<<",
         )
 
     def __str__(self) -> str:

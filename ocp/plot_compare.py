@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ocp.curves import costate_differences, same_layout
-from ocp.extras import require
+from ocp.plot import new_figure
 
 if TYPE_CHECKING:
     from ocp.compare import Comparison
@@ -21,11 +21,8 @@ MARKERS = "osD^vP*X"
 
 
 def figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """An empty figure that needs no display, and its axes (rows, columns)."""
-    require("matplotlib", "plot", "a figure")
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=size, layout="constrained")
+    """An empty figure and its axes (rows, columns)."""
+    drawing = new_figure(*size)
     return drawing, drawing.subplots(rows, columns, squeeze=False)
 
 

@@ -17,22 +17,26 @@ Row = dict[str, Any]
 class Table:
     """Cells that are strings already, the same for text and rich.
 
-    The first ``left`` columns are aligned left, the others right.
+    ``align`` has "<" or ">" for the first columns; the others are aligned right. A column of text
+    at the left may wrap on a narrow terminal, numbers never do.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = field(default_factory=tuple)
-    left: int = 1
+    align: str = "<"
+
+    @property
+    def sides(self) -> str:
+        return self.align.ljust(len(self.columns), ">")
 
     def __str__(self) -> str:
         lines = [self.columns, *self.rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
 
         def aligned(line: Sequence[str]) -> str:
-            sides = ["<" if i < self.left else ">" for i in range(len(widths))]
-            cells = [f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths, strict=True)]
+            cells = [f"{c:{s}{w}}" for c, s, w in zip(line, self.sides, widths, strict=True)]
             return ("  " + "  ".join(cells)).rstrip()
 
         rule = "  " + "-" * (sum(widths) + 2 * (len(widths) - 1))
@@ -50,13 +54,16 @@ class Table:
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
         )
-        for i, name in enumerate(self.columns):
-            table.add_column(Text(name), justify="left" if i < self.left else "right", no_wrap=True)
+        for i, (name, side) in enumerate(zip(self.columns, self.sides, strict=True)):
+            text = side == "<"
+            table.add_column(
+                Text(name), justify="left" if text else "right", no_wrap=i == 0 or not text
+            )
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         # rich would shorten the numbers of a table that is too wide; plain lines wrap whole.
         unlimited = options.update(max_width=10_000)
-        if table.__rich_measure__(console, unlimited).maximum > options.max_width:
+        if table.__rich_measure__(console, unlimited).minimum > options.max_width:
             yield Text(str(self))
             return
         yield table

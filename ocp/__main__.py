@@ -1,0 +1,5 @@
+"""``python -m ocp`` is ``ocp``."""
+
+from ocp.cli import main
+
+main()

@@ -1,0 +1,330 @@
+"""The commands of ``ocp``. Each is one Python call and what it prints; no logic lives here.
+
+Exit status: 0 all converged, 1 solved but not all converged, 2 a mistake in what was typed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+import ocp
+from ocp.cli_input import (
+    STARTS,
+    UserError,
+    describe,
+    load_problem,
+    load_solution,
+    method_names,
+    output,
+    parse,
+    readable,
+    start,
+    suggest,
+)
+from ocp.cli_output import (
+    facts,
+    print_json,
+    report_files,
+    show,
+    write_comparison,
+    write_solution,
+)
+from ocp.problem import Problem
+from ocp.problems import REGISTRY
+from ocp.tables import Row, Table
+
+FIGURES = (".png", ".pdf", ".svg")
+
+app = typer.Typer(
+    help="Discrete-time optimal control: PMP, iLQR and DDP on one problem type.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Target = Annotated[
+    str, typer.Argument(metavar="NAME | FILE.py:OBJECT", help="A built-in problem, or your own.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Argument of the problem's function."),
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="KEY=VALUE", help="Option of the method or its rules."),
+]
+EngineName = Annotated[str, typer.Option("--engine", help="auto or eager.")]
+MaxIterations = Annotated[int | None, typer.Option("--max-iterations", min=1)]
+Tolerance = Annotated[
+    float | None, typer.Option("--tolerance", help="On the largest projected gradient.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print mistakes only.")]
+ShowTraceback = Annotated[bool, typer.Option("--traceback", help="Show where a mistake was found.")]
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"torch-ocp {ocp.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print it.")
+    ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, help="Of PyTorch; 1 is fastest for small problems."),
+    ] = None,
+) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+@app.command("list")
+def list_problems(
+    name: Annotated[str | None, typer.Argument(help="Show the arguments of this problem.")] = None,
+    as_json: AsJson = False,
+    traceback: ShowTraceback = False,
+) -> None:
+    """List the built-in problems, methods and starts; or one problem's arguments for --set."""
+    with readable(traceback):
+        if name is not None:
+            show_problem(name, as_json)
+            return
+        rows = [summary(key) for key in REGISTRY]
+    if as_json:
+        print_json({"problems": rows, "methods": list(ocp.METHODS), "starts": list(STARTS)})
+        return
+    cells = [(r["name"], *(str(r[k]) for k in ("n", "m", "T")), r["description"]) for r in rows]
+    notes = [
+        f"methods: {', '.join(ocp.METHODS)}",
+        f"starts: {', '.join(STARTS)}",
+        "ocp list NAME shows what --set can change.",
+    ]
+    show(Table("Built-in problems", ("name", "n", "m", "T", "what"), cells, notes, align="<>>><"))
+
+
+@app.command()
+def solve(
+    target: Target,
+    method: Annotated[str, typer.Option("--method", help="See ocp list.")] = "ddp",
+    engine: EngineName = "auto",
+    start_name: Annotated[
+        str | None, typer.Option("--start", help="A start, several with commas, or portfolio.")
+    ] = None,
+    max_iterations: MaxIterations = None,
+    tolerance: Tolerance = None,
+    settings: Settings = None,
+    options: Options = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write a figure.")] = None,
+    animate: Annotated[Path | None, typer.Option("--animate", help="Write a GIF.")] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Write the solution, .npz.")] = None,
+    warm: Annotated[Path | None, typer.Option("--warm", help="Start from a saved one.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    traceback: ShowTraceback = False,
+) -> None:
+    """Solve one problem. Exit status 0 if it converged, 1 if not, 2 for a mistake."""
+    with readable(traceback):
+        output(plot, "--plot", FIGURES)
+        output(animate, "--animate", (".gif",))
+        output(save, "--save", (".npz",))
+        (name,) = method_names(method, ocp.METHODS) or [""]
+        arguments = rules(max_iterations, tolerance, options)
+        starts = start(start_name)
+        if warm is not None:
+            if starts is not None:
+                raise UserError("give either --start or --warm.")
+            starts = load_solution(warm)
+        problem = load_problem(target, settings or [])
+        progress = False if quiet or as_json else None
+        solution = ocp.solve(
+            problem, name, starts=starts, engine=engine, progress=progress, **arguments
+        )
+        files = write_solution(problem, solution, plot, animate, save)
+    if as_json:
+        print_json(facts(solution) | {"files": files})
+    elif not quiet:
+        typer.echo(str(solution))
+        report_files(files)
+    raise typer.Exit(0 if bool(solution.converged.all()) else 1)
+
+
+@app.command()
+def compare(
+    target: Target,
+    methods: Annotated[
+        str, typer.Option("--methods", help="Names with commas, or all.")
+    ] = "pmp,ilqr,ddp",
+    engine: EngineName = "auto",
+    max_iterations: MaxIterations = None,
+    tolerance: Tolerance = None,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for tables and figures.")
+    ] = None,
+    monte_carlo: Annotated[
+        bool, typer.Option("--monte-carlo", help="Also: open loop and policy under noise.")
+    ] = False,
+    noise: Annotated[
+        str, typer.Option("--noise", help="Its standard deviations.")
+    ] = "0.01,0.03,0.1,0.3",
+    kind: Annotated[str, typer.Option("--kind", help="state, control or initial.")] = "state",
+    samples: Annotated[int, typer.Option("--samples", min=1)] = 200,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    animate: Annotated[
+        bool, typer.Option("--animate", help="Also a GIF of the best solution, into --out.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    traceback: ShowTraceback = False,
+) -> None:
+    """Solve one problem by several methods; tables, and with --out files. Exit status as solve."""
+    with readable(traceback):
+        names = method_names(methods, ocp.METHODS)
+        sizes = numbers(noise, "--noise")
+        if animate and out is None:
+            raise UserError("--animate needs --out, the folder to write the GIF to.")
+        if out is not None and out.exists() and not out.is_dir():
+            raise UserError(f"--out {out}: this is a file, a folder is needed.")
+        problem = load_problem(target, settings or [])
+        if animate and problem.name not in REGISTRY:
+            raise UserError("--animate draws the built-in problems only.")
+        result = ocp_compare(problem, names, engine, max_iterations, tolerance, quiet or as_json)
+        robustness = None
+        if monte_carlo:
+            from ocp.monte_carlo import monte_carlo as study
+
+            best = result.solutions[result.best_method or next(iter(result.solutions))]
+            robustness = study(problem, best, sizes, samples, kind, seed=seed)  # type: ignore[arg-type]
+        files = [] if out is None else write_comparison(out, result, robustness, animate)
+    if as_json:
+        study_rows = {} if robustness is None else {"monte_carlo": robustness.rows()}
+        print_json({"rows": result.rows(), "refused": result.refused, **study_rows, "files": files})
+    elif not quiet:
+        for table in result.tables():
+            show(table)
+        if robustness is not None:
+            show(robustness.table())
+        report_files(files)
+    fine = not result.refused and all(bool(s.converged.all()) for s in result.solutions.values())
+    raise typer.Exit(0 if fine else 1)
+
+
+@app.command()
+def bench(
+    problems: Annotated[list[str] | None, typer.Argument(help="Built-in names; a few.")] = None,
+    methods: Annotated[str, typer.Option("--methods", help="Names with commas, or all.")] = "",
+    engine: EngineName = "auto",
+    repeats: Annotated[int, typer.Option("--repeats", min=1)] = 3,
+    max_iterations: MaxIterations = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write JSON to this file.")] = None,
+    as_json: AsJson = False,
+    traceback: ShowTraceback = False,
+) -> None:
+    """Time built-in problems by method. Exit status 0 however they end."""
+    from ocp import bench as module
+
+    with readable(traceback):
+        output(out, "--out", (".json",))
+        names = problems or list(module.PROBLEMS)
+        for name in names:
+            if name not in REGISTRY:
+                raise UserError(f"there is no problem {name!r}. {suggest(name, REGISTRY)}")
+        chosen = method_names(methods, ocp.METHODS) or list(module.METHODS)
+        arguments = rules(max_iterations, None, None)
+        result = module.bench(names, chosen, engine=engine, repeats=repeats, **arguments)
+        if out is not None:
+            result.to_json(out)
+    if as_json:
+        print_json({"settings": result.settings, "rows": result.rows})
+        return
+    show(result.table())
+    report_files([] if out is None else [str(out)])
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, devices, threads, what is missing. Exit status 1 if it cannot work."""
+    from ocp.doctor import doctor as examine
+    from ocp.doctor import healthy
+
+    sections = examine()
+    if as_json:
+        print_json(sections)
+    else:
+        width = max(len(key) for facts in sections.values() for key in facts)
+        for title, facts in sections.items():
+            typer.secho(title, bold=True)
+            for key, value in facts.items():
+                typer.echo(f"  {key:{width}}  {value}")
+    raise typer.Exit(0 if healthy(sections) else 1)
+
+
+# -- what the commands share -------------------------------------------------------------------
+def rules(
+    max_iterations: int | None, tolerance: float | None, options: Sequence[str] | None
+) -> Row:
+    """Options of `ocp.solve` that were given."""
+    if tolerance is not None and not tolerance > 0:
+        raise UserError(f"--tolerance must be positive, got {tolerance}.")
+    given = {"max_iterations": max_iterations, "tolerance": tolerance}
+    named = dict(parse(option) for option in options or [])
+    return {k: v for k, v in given.items() if v is not None} | named
+
+
+def numbers(text: str, option: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} needs numbers with commas, got {text!r}.") from None
+
+
+def ocp_compare(
+    problem: Problem,
+    names: Sequence[str],
+    engine: str,
+    max_iterations: int | None,
+    tolerance: float | None,
+    silent: bool,
+) -> Any:
+    from ocp.compare import compare as run
+
+    arguments = rules(max_iterations, tolerance, None)
+    return run(problem, names, engine=engine, progress=False if silent else None, **arguments)
+
+
+def summary(name: str) -> Row:
+    entry = REGISTRY[name]
+    p = entry.factory()
+    sizes = {"n": p.state_dims[0], "m": p.control_dims[0], "T": p.horizon}
+    return {"name": name, **sizes, "description": entry.description}
+
+
+def show_problem(name: str, as_json: bool) -> None:
+    """What a built-in problem is, and the arguments --set can change."""
+    if name not in REGISTRY:
+        raise UserError(f"there is no problem {name!r}. {suggest(name, REGISTRY)}")
+    entry = REGISTRY[name]
+    function = getattr(entry.factory, "func", entry.factory)  # a variant is a partial
+    text = inspect.getdoc(sys.modules[function.__module__]) or ""
+    arguments = inspect.signature(entry.factory).parameters
+    if as_json:
+        defaults = {k: a.default for k, a in arguments.items()}
+        print_json(summary(name) | {"text": text, "arguments": defaults})
+        return
+    typer.echo(f"{name}: {entry.description}\n\n{text}\n\n--set takes")
+    for argument in arguments.values():
+        typer.echo(f"  {describe(argument)}")

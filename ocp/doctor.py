@@ -1,0 +1,97 @@
+"""What is installed here, what is missing, and whether the package works."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ocp
+from ocp.engines import Eager
+from ocp.extras import EXTRAS, installed
+
+REQUIRED = ("torch", "numpy", "scipy", "networkx")
+DISTRIBUTIONS = {"PIL": "pillow"}  # where the import has another name
+
+
+def doctor() -> dict[str, dict[str, Any]]:
+    """Sections of facts; what is missing is a sentence that says how to get it."""
+    return {
+        "package": {
+            "torch-ocp": ocp.__version__,
+            "location": str(Path(ocp.__file__).parent),
+            "methods": ", ".join(ocp.METHODS),
+            "engines": Eager.name,
+            "self-test": self_test(),
+        },
+        "python": {
+            "version": platform.python_version(),
+            "executable": sys.executable,
+            "platform": platform.platform(),
+        },
+        "libraries": {name: library(name) for name in REQUIRED},
+        "extras": {
+            f"{module} ({extra})": library(module, extra)
+            for extra, modules in EXTRAS.items()
+            for module in modules
+        },
+        "machine": {
+            "CPUs": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "interop threads": torch.get_num_interop_threads(),
+            "devices": ", ".join(devices()),
+            "default dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        },
+    }
+
+
+def healthy(sections: dict[str, dict[str, Any]]) -> bool:
+    """Whether everything required is there and the self-test passed."""
+    libraries = sections["libraries"].values()
+    return str(sections["package"]["self-test"]).startswith("passed") and not any(
+        str(value).startswith("missing") for value in libraries
+    )
+
+
+def library(module: str, extra: str | None = None) -> str:
+    """Version of an installed module, or how to get it."""
+    if not installed(module):
+        name = "torch-ocp" if extra is None else f"torch-ocp[{extra}]"
+        return f"missing: pip install '{name}'"
+    try:
+        return version(DISTRIBUTIONS.get(module, module))
+    except PackageNotFoundError:
+        return "installed, version unknown"
+
+
+def devices() -> list[str]:
+    """The CPU, and the accelerators that PyTorch can use."""
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found += [
+            f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())
+        ]
+    if torch.backends.mps.is_available():
+        found.append("mps (float32 only)")
+    return found
+
+
+def self_test() -> str:
+    """Solve ``min u0^2 + u1^2 + x2^2, x' = x + u, x0 = 3`` by LQR: J = 3, by hand."""
+    x0 = torch.tensor([3.0], dtype=torch.float64)
+    two = 2 * torch.ones(1, dtype=torch.float64)
+    problem = ocp.Problem(
+        lambda x, u, t: x + u, ocp.QuadraticCost(Q=0 * two, R=two, Q_final=two), x0, 2, 1
+    )
+    begin = time.perf_counter()
+    solution = ocp.solve(problem, "lqr", progress=False)
+    seconds = time.perf_counter() - begin
+    if bool(solution.converged) and abs(float(solution.cost) - 3.0) < 1e-9:
+        return f"passed in {seconds:.2f} s"
+    return f"FAILED: a linear-quadratic problem of cost 3 ended as {solution!r}"
