@@ -15,7 +15,8 @@ from ocp.problem import Problem, Stages
 from ocp.stages import each, earlier, later, pack
 
 CHUNK = 32_768  # samples in one call for derivatives: bounds memory, costs nothing below
-TABLE = 65_536  # contractions with unit vectors done ahead in one call, see `Eager.curvature`
+TABLE = 2_048  # contractions a stage up to which all stages are done ahead, see `Eager.curvature`
+NUMBERS = 2**26  # entries such a table may have
 
 
 class Eager:
@@ -100,7 +101,8 @@ class Eager:
         S, n = self.problem.samples, self.problem.state_dims
         if isinstance(us, Tensor) and isinstance(xs, Tensor) and not self.problem.stagewise:
             T, B, width = us.shape[0], us.shape[1], n[0]
-            if width * T * B * S <= TABLE:
+            entries = width * T * B * S * (width + us.shape[2]) ** 2
+            if width * B * S <= TABLE and entries <= NUMBERS:
                 units = torch.eye(width, dtype=xs.dtype, device=xs.device)
                 table = self._along_units(hessian, xs[:-1], us, units)
 
