@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ocp.problem import Problem, Stages
 from ocp.stages import pack
-from ocp.validation import check_finite
+from ocp.validation import check_finite, numbers
 
 
 def stages_in(problem: Problem, name: str, value: Any, sizes: Sequence[int]) -> Stages:
@@ -23,14 +24,15 @@ def stages_in(problem: Problem, name: str, value: Any, sizes: Sequence[int]) -> 
         ValueError, TypeError: wrong shape, integer dtype, or an entry that is not finite.
     """
     B, dtype, device = problem.batch, problem.x0.dtype, problem.x0.device
-    if isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value):
-        parts = [torch.as_tensor(v, dtype=dtype, device=device) for v in value]
+    if isinstance(value, list | tuple) and any(isinstance(v, Tensor | np.ndarray) for v in value):
+        parts = [numbers(f"{name} at stage {t}", v, dtype) for t, v in enumerate(value)]
     else:
-        whole = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=dtype)
-        if not whole.is_floating_point():
-            raise TypeError(f"{name} has dtype {whole.dtype}; floating point is needed.")
-        whole = whole.detach().to(device, dtype)
+        whole = numbers(name, value, dtype)
         parts = list(whole.movedim(-2, 0)) if whole.ndim >= 2 else [whole]
+    for part in parts:
+        if not part.is_floating_point():
+            raise TypeError(f"{name} has dtype {part.dtype}; floating point is needed.")
+    parts = [part.detach().to(device, dtype) for part in parts]
     if len(parts) != len(sizes) or any(
         tuple(p.shape) not in ((size,), (B, size)) for p, size in zip(parts, sizes, strict=False)
     ):
@@ -42,7 +44,7 @@ def stages_in(problem: Problem, name: str, value: Any, sizes: Sequence[int]) -> 
             f"{name} needs {needs}{batch}, got {got}; sizes per stage: {summary(sizes)}."
         )
     for t, part in enumerate(parts):
-        check_finite(f"{name} at stage {t}: it", part)
+        check_finite(f"{name} at stage {t}", part)
     return pack([p.expand(B, -1).contiguous() for p in parts], problem.uniform)
 
 

@@ -6,6 +6,7 @@ Each function is called on one sample (shape, dtype, repeatable, arguments left 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -44,6 +45,36 @@ class StageIndex(Tensor):
 
     def __hash__(self) -> int:
         raise TypeError("the stage t is a tensor, and as a key it is never found")
+
+
+Passed = dict[tuple[Any, ...], tuple[weakref.ref, weakref.ref, tuple[int, ...]]]
+_passed: Passed = {}  # what passed: the functions (no longer than they live), and the sizes
+
+
+def state_sizes(problem: Problem, us: Sequence[Tensor]) -> tuple[int, ...]:
+    """`check_functions`, once for the same functions on data of the same form.
+
+    So that a problem with another x0 costs nothing, in a receding horizon or a portfolio.
+    """
+    form = lambda v: (tuple(v.shape), v.dtype, v.device)
+    key = (
+        *(id(f) for f in (problem.dynamics, problem.cost)),
+        *(form(problem.x0)[0][-1:], *form(problem.x0)[1:]),
+        *(problem.stagewise, problem.control_dims),
+        *((k, form(v)) for k, v in problem.parameters.items()),
+        *((k, form(v[0])) for k, v in problem.per_problem.items()),
+    )
+    dynamics, cost, sizes = _passed.get(key, (None, None, ()))
+    if dynamics and cost and dynamics() is problem.dynamics and cost() is problem.cost:
+        return sizes
+    sizes = check_functions(problem, us)
+    try:
+        forget = lambda _: _passed.pop(key, None)
+        references = weakref.ref(problem.dynamics, forget), weakref.ref(problem.cost, forget)
+    except TypeError:  # objects with __slots__ may not allow it: they are tried every time
+        return sizes
+    _passed[key] = (*references, sizes)
+    return sizes
 
 
 def check_functions(problem: Problem, us: Sequence[Tensor]) -> tuple[int, ...]:
@@ -244,6 +275,13 @@ def check_graph(what: str, function: Callable[..., Tensor], x: Tensor, u: Tensor
     derivative = attempt(
         f"the derivative of {what}", "near x0", grad(result) if by_columns else jacrev(result), z
     )
+    if len(z) <= COLUMNS and not by_columns:
+
+        def weighted(z: Tensor) -> Tensor:
+            return weights @ result(z)
+
+        twice = vmap(jacrev(grad(weighted)))
+        attempt(f"the second derivative of {what}", "batched near x0", twice, z.expand(2, -1))
     derivative = derivative.reshape(-1, len(z))
     count = min(len(z), COLUMNS if len(z) <= ENTRIES else 8)
     columns = torch.linspace(0, len(z) - 1, count, device=z.device).long()

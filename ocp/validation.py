@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ocp.problem import Stages, takes_parameters
-from ocp.trial_calls import check_functions
+from ocp.trial_calls import state_sizes
 
 if TYPE_CHECKING:
     from ocp.problem import Problem
@@ -49,7 +49,7 @@ def normalise(problem: Problem) -> dict[str, Any]:
     }
     for name, value in values.items():  # so that the user's functions can be called below
         object.__setattr__(problem, name, value)
-    state_dims = check_functions(problem, trial_controls(dims, lower, upper, x0))
+    state_dims = state_sizes(problem, trial_controls(dims, lower, upper, x0))
     values["state_dims"] = state_dims
     values["goal"] = goal_state(problem.goal, x0, state_dims[-1])
     uniform = len(set(state_dims)) == 1 and len(set(dims)) == 1

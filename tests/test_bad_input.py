@@ -147,6 +147,25 @@ def without_grad(x, u, t):
         return x + u.sum()
 
 
+class OnceDifferentiable(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        if g.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(g):
+            raise RuntimeError("no second derivative")
+        return 2 * x * g
+
+
 class Counter:
     calls = 0.0
 
@@ -211,6 +230,7 @@ FUNCTIONS = [
         ["dynamics[2]", "x[1]"],
         in_f(lambda x, u, t: torch.cat((x[:2], x[2:] + x[1].detach() * x[2]))),
     ),
+    (["derivative of dynamics", "no second"], in_f(lambda x, u, t: OnceDifferentiable.apply(x))),
     (["cost", "FunctionCost", "tuple"], {"cost": (COST.stage, COST.terminal)}),
     (["cost", "class ACost"], {"cost": ACost}),
     (["cost", "no terminal"], {"cost": type("Half", (), {"stage": lambda s, x, u, t: x @ x})()}),
@@ -246,3 +266,110 @@ def test_wrong_bounds_are_refused(words, changes):
 @pytest.mark.parametrize(("words", "changes"), named(FUNCTIONS))
 def test_wrong_functions_are_refused(words, changes):
     refused(words, **changes)
+
+
+def test_numpy_integers_plain_lists_and_integer_tables_are_welcome():
+    problem = build(
+        dynamics=lambda x, u, t, p: x + p["gain"] * p["table"][t] + u[p["which"]],
+        x0=[0.3, -0.2, 0.5],
+        horizon=np.int64(4),
+        control_dim=np.int32(2),
+        parameters={"gain": 2, "table": np.arange(4), "which": np.array(1)},
+        per_problem={"mass": [1]},
+        control_bounds=([-1, -1], [1, 1]),
+        goal=[0, 0, 1],
+    )
+    assert problem.horizon == 4 and type(problem.horizon) is int
+    assert problem.x0.dtype == problem.parameters["gain"].dtype == problem.lower.dtype == F64
+    assert problem.parameters["table"].dtype == torch.int64
+    assert problem.goal.dtype == F64
+
+
+def test_later_writes_into_x0_do_not_reach_the_problem():
+    x0 = X0.clone()
+    problem = build(x0=x0)
+    x0[0] = 99.0
+    assert float(problem.x0[0]) == 0.3
+
+
+def test_building_a_problem_changes_no_argument():
+    x0, data = X0.clone(), torch.ones(2, dtype=F64)
+    build(dynamics=lambda x, u, t, p: x * p["a"].sum() + u.sum(), x0=x0, parameters={"a": data})
+    assert torch.equal(x0, X0) and torch.equal(data, torch.ones(2))
+
+
+def test_kinks_saturation_and_a_singular_origin_are_no_mistakes():
+    """Derivatives that are zero or nan at x0 or at u = 0 are not taken for a detached graph."""
+    build(
+        dynamics=lambda x, u, t: torch.relu(x) + torch.clamp(x, -0.1, 0.1) + torch.floor(x),
+        cost=ocp.FunctionCost(
+            lambda x, u, t: x.norm() + u.square().sum(), lambda x: (x[0] - 0.3).abs()
+        ),
+        x0=torch.zeros(3, dtype=F64),
+    )
+    build(dynamics=lambda x, u, t: x * 0)  # constant
+
+
+def test_a_module_in_eval_mode_is_dynamics():
+    model = Random().eval()
+    assert build(dynamics=model, control_dim=1).state_dims == (3,) * 5
+
+
+def test_an_engine_method_or_start_of_an_unknown_name_is_refused():
+    problem = build()
+    for words, arguments in (
+        (["ilqr", "ddp", "'sqp'"], {"method": "sqp"}),
+        (["engine", "'gpu'"], {"engine": "gpu"}),
+        (["'tol'", "tolerance"], {"tol": 1e-3}),
+        (["starts", "controls"], {"starts": "portfolio", "controls": torch.zeros(4, 2)}),
+    ):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            ocp.solve(problem, **arguments)
+        assert all(word in str(caught.value) for word in words), caught.value
+
+
+GUESSES = [
+    (["controls", "(4, 2)", "(4, 3)"], {"controls": torch.zeros(4, 3)}),
+    (["controls", "(4, 2)", "(3, 2)"], {"controls": torch.zeros(3, 2)}),
+    (["controls", "floating"], {"controls": torch.zeros(4, 2, dtype=torch.int64)}),
+    (
+        ["controls", "stage 1", "nan"],
+        {"controls": torch.tensor([[0.0, 0], [0, math.nan], [0, 0], [0, 0]])},
+    ),
+    (["controls", "list"], {"controls": [[0.0, 0.0], [0.0]]}),
+    (["states", "(5, 3)", "(4, 3)"], {"states": torch.zeros(4, 3)}),
+    (
+        ["states", "stage 2", "inf"],
+        {"states": torch.tensor([[0.0] * 3] * 2 + [[math.inf] * 3] + [[0.0] * 3] * 2)},
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "guess"), named(GUESSES))
+def test_wrong_guesses_are_refused(words, guess):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        ocp.solve(build(), "ilqr", **guess)
+    print(caught.value)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_newton_takes_no_states():
+    with pytest.raises(ValueError, match="takes no states"):
+        ocp.solve(build(), "newton", states=torch.zeros(5, 3))
+
+
+def test_the_same_functions_are_tried_once_and_other_data_of_another_form_again():
+    calls = []
+
+    def counted(x, u, t, p):
+        calls.append(tuple(x.shape))
+        return x + p["a"].sum() + u.sum()
+
+    problem = build(dynamics=counted, parameters={"a": torch.ones(2, dtype=F64)})
+    first = len(calls)
+    problem.replace(x0=X0 + 1.0, parameters={"a": torch.zeros(2, dtype=F64)})
+    assert len(calls) == first > 0
+    problem.replace(parameters={"a": torch.zeros(3, dtype=F64)})
+    assert len(calls) > first
+    with pytest.raises(ValueError, match="needs"):
+        problem.replace(dynamics=lambda x, u, t: x[:2])
