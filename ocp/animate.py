@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,9 +12,13 @@ from ocp.problem import Problem
 from ocp.problems import REGISTRY
 from ocp.solution import Solution
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 FRAMES = 60
 WIDTH, HEIGHT, DPI = 4.4, 3.6, 80  # inches, inches, pixels an inch
-COLOURS = 48
+COLOURS = 64
 HOLD = 800  # ms the last frame stays
 
 
@@ -50,8 +55,11 @@ def animate(
         from PIL import Image
     except ImportError as error:
         raise ImportError(f"no animation: {HINT}") from error
-    # One palette for all frames, from the last, which has every trace: no flicker, small files.
-    palette = Image.fromarray(images[-1]).quantize(COLOURS)
+    # One palette for all frames: no flicker, small files. Every colour counts once, however few
+    # pixels it has, or thin arrows would turn grey.
+    seen = np.unique(np.concatenate(images[:: max(len(images) // 6, 1)]).reshape(-1, 3), axis=0)
+    palette = Image.fromarray(seen[None]).quantize(COLOURS - 1)
+    palette.putpalette([*(palette.getpalette() or [])[: 3 * (COLOURS - 1)], 255, 255, 255])
     pages = [Image.fromarray(i).quantize(palette=palette, dither=Image.Dither.NONE) for i in images]
     step = seconds_per_stage(problem, member)
     total = 1000 * problem.horizon * (0.05 if step is None else step)
@@ -76,17 +84,32 @@ def draw_frames(
     controls = array_of(solution.controls, max(problem.control_dims), one)
     p = {k: v.cpu().double().numpy() for k, v in problem.parameters.items()}
     p |= {k: v[b or 0].cpu().double().numpy() for k, v in problem.per_problem.items()}
-    step = seconds_per_stage(problem, b or 0)
+    step, unit = seconds_per_stage(problem, b or 0), entry.time_unit
     figure = new_figure(WIDTH, HEIGHT, DPI)
     axes = figure.add_subplot(projection="3d" if entry.three_d else None)
     count = min(frames, problem.horizon + 1)
-    images = []
+    images: list[np.ndarray] = []
     for t in np.linspace(0, problem.horizon, count).round().astype(int).tolist():
         axes.clear()
         entry.draw(axes, states, controls, t, p)
-        clock = f"stage {t}" if step is None else f"{t * step:.2f} s"
+        clock = f"stage {t}" if step is None else f"{t * step:.2f} {unit}"
         axes.set_title(f"{problem.name}   {clock}", fontsize=10, family="monospace")
+        if not images:
+            fit(figure, axes)
         figure.canvas.draw()
         buffer = np.asarray(figure.canvas.buffer_rgba())  # type: ignore[attr-defined]
         images.append(buffer[..., :3].copy())
     return images
+
+
+def fit(figure: Figure, axes: Axes) -> None:
+    """Shape the figure like its drawing, lay it out, and keep that layout for all frames."""
+    if axes.name != "3d":
+        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+        ratio = (high - low) / (right - left)
+        if axes.get_aspect() == 1.0:
+            figure.set_size_inches(
+                min(WIDTH, HEIGHT / ratio + 0.5), min(HEIGHT, WIDTH * ratio + 0.7)
+            )
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")

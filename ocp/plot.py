@@ -169,7 +169,11 @@ def array_of(trajectory: Any, size: int, member: int | None) -> np.ndarray:
 def time_axis(problem: Problem, member: int, dt: float | None, count: int) -> tuple[Any, str]:
     """Where the first ``count`` stages lie, and the label of the axis."""
     step = seconds_per_stage(problem, member) if dt is None else dt
-    return (np.arange(count), "stage") if step is None else (np.arange(count) * step, "time [s]")
+    if step is None:
+        return np.arange(count), "stage"
+    entry = REGISTRY.get(problem.name)
+    bare = dt is None and entry is not None and not entry.time_unit
+    return np.arange(count) * step, "time" if bare else "time [s]"
 
 
 def seconds_per_stage(problem: Problem, member: int = 0) -> float | None:
@@ -245,7 +249,8 @@ def draw_bounds(axes: Axes, problem: Problem, panel: Panel, times: np.ndarray) -
 
 def draw_cost(axes: Axes, problem: Problem, solution: Solution, members: list[int]) -> None:
     for style, b, rows, final in histories(problem, solution, members, "cost"):
-        values = np.append(rows, final)
+        # The last row of a converged solve is its final iterate; else the last step follows it.
+        values = rows if rows.size and rows[-1] == final else np.append(rows, final)
         axes.plot(values, style, color="C0", marker="." if len(values) < 40 else None, label=f"{b}")
         if np.all(values > 0) and values.max() > 20 * values.min():
             axes.set_yscale("log")
@@ -290,7 +295,8 @@ def finish(axes: Axes, panel: Panel, time_label: str) -> None:
     title = panel.title
     single = len(panel.labels) == 1
     units = "" if title.startswith(("states", "controls")) or title == "1" else f" [{title}]"
-    axes.set_ylabel(f"{panel.labels[0]}{units}" if single else (units.strip() or "value"))
+    bare = "dimensionless" if title == "1" else ""
+    axes.set_ylabel(f"{panel.labels[0]}{units}" if single else (units.strip() or bare))
     if title.startswith(("states", "controls")):
         axes.set_title(title, fontsize=10)
     axes.set_xlabel(time_label)

@@ -44,8 +44,8 @@ def dot(axes: Any, point: Any, size: float, color: str = BODY, **style: Any) -> 
 
 
 def arrow(axes: Any, tail: Array, vector: Array) -> None:
-    """An arrow of data length; nothing where it is too short to have a head."""
-    if np.linalg.norm(vector) > 1e-3:
+    """An arrow of data length; nothing for the zero vector."""
+    if vector.any():
         style = {"arrowstyle": "-|>", "color": FORCE, "linewidth": 2, "mutation_scale": 12}
         style |= {"shrinkA": 0, "shrinkB": 0}
         axes.annotate("", xy=tail + vector, xytext=tail, arrowprops=style)
@@ -67,8 +67,9 @@ def control_at(controls: Array, t: int) -> Array:
 
 
 def scaled(controls: Array, t: int, length: float) -> Array:
-    """Controls at t as lengths: the largest of the trajectory has ``length``."""
-    return length * control_at(controls, t) / max(np.abs(controls).max(), 1e-9)
+    """Controls at t as lengths: the largest of the trajectory has ``length``, under 3 % is 0."""
+    share = control_at(controls, t) / max(np.abs(controls).max(), 1e-9)
+    return length * np.where(np.abs(share) < 0.03, 0.0, share)
 
 
 def swung(angle: Array, length: float) -> Array:
@@ -78,7 +79,7 @@ def swung(angle: Array, length: float) -> Array:
 
 def torque_arc(axes: Any, centre: Array, radius: float, torque: float) -> None:
     """An arc whose length shows a torque in -1..1, counterclockwise positive, with a head."""
-    if abs(torque) < 0.02:
+    if torque == 0:
         return
     angles = np.pi / 2 + np.linspace(0, 1.6 * np.pi / 2 * torque, 24)
     points = centre + radius * np.stack((np.cos(angles), np.sin(angles)), axis=-1)
@@ -144,7 +145,7 @@ def arm(axes: Any, states: Array, controls: Array, t: int, p: P) -> None:
     along = lambda angle, l: l * np.stack((np.cos(angle), np.sin(angle)), axis=-1)
     elbow = along(states[:, 0], l1)
     hand = elbow + along(states[:, 0] + states[:, 1], l2)
-    frame(axes, np.concatenate((elbow, hand, [(0, 0), p["target"]])), 0.1 * (l1 + l2))
+    frame(axes, np.vstack((elbow, hand, np.zeros(2), p["target"])), 0.1 * (l1 + l2))
     axes.set_xlabel("x [m]")
     axes.set_ylabel("y [m]")
     goal_cross(axes, p["target"])
@@ -237,7 +238,7 @@ def quadrotor3d(axes: Any, states: Array, controls: Array, t: int, p: P) -> None
     for name, m in zip("xyz", middle, strict=True):
         getattr(axes, f"set_{name}lim")(m - half, m + half)
         getattr(axes, f"set_{name}label")(f"{name} [m]")
-    axes.set_box_aspect((1, 1, 1))
+    axes.set_box_aspect((1, 1, 1), zoom=0.95)
     axes.plot(*p["goal"][:3, None], "x", color=ACCENT, markersize=8, markeredgewidth=2)
     axes.plot(*states[: t + 1, :3].T, color=TRACE, linewidth=1.5)
     floor = np.full(t + 1, middle[2] - half)

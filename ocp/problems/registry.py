@@ -32,6 +32,7 @@ class Entry:
             (T+1, n), controls (T, m) and parameters of one problem as numpy arrays.
         state_labels, control_labels: one for each component, the unit in brackets.
         three_d: whether ``draw`` needs 3-D axes.
+        time_unit: of ``dt``; empty where the problem has no units.
     """
 
     factory: Callable[..., Problem]
@@ -40,6 +41,7 @@ class Entry:
     state_labels: tuple[str, ...]
     control_labels: tuple[str, ...]
     three_d: bool = False
+    time_unit: str = "s"
 
 
 JOINTS = ("angle 1 [rad]", "angle 2 [rad]", "rate 1 [rad/s]", "rate 2 [rad/s]")
@@ -132,6 +134,7 @@ REGISTRY: dict[str, Entry] = {
         drawings.phase_plane,
         ("position [1]", "speed [1]"),
         ("force [1]",),
+        time_unit="",
     ),
     "van_der_pol_bounded": Entry(
         partial(van_der_pol, bound=(-0.3, 1.0)),
@@ -139,5 +142,6 @@ REGISTRY: dict[str, Entry] = {
         drawings.phase_plane,
         ("position [1]", "speed [1]"),
         ("force [1]",),
+        time_unit="",
     ),
 }
