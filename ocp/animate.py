@@ -63,7 +63,8 @@ def animate(
     pages = [Image.fromarray(i).quantize(palette=palette, dither=Image.Dither.NONE) for i in images]
     step = seconds_per_stage(problem, member)
     total = 1000 * problem.horizon * (0.05 if step is None else step)
-    durations = [max(round(total / len(pages) / 10) * 10, 20)] * (len(pages) - 1) + [HOLD]
+    between = max(round(total / (len(pages) - 1) / 10) * 10, 20)  # GIF counts in 10 ms
+    durations = [between] * (len(pages) - 1) + [HOLD]
     pages[0].save(path, save_all=True, append_images=pages[1:], duration=durations, loop=0)
     return path
 

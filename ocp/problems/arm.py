@@ -46,7 +46,9 @@ def hand(angles: Tensor, lengths: Tensor) -> Tensor:
 
 
 def reach(target: Tensor, lengths: Tensor) -> Tensor:
-    """Joint angles (..., 2) in [0, pi] at the elbow that put the hand at target (..., 2).
+    """Joint angles (..., 2) that put the hand at target (..., 2).
+
+    The elbow is in [0, pi], the shoulder in [-pi, pi).
 
     Raises:
         ValueError: the target is out of reach.
@@ -61,7 +63,9 @@ def reach(target: Tensor, lengths: Tensor) -> Tensor:
     cosine = (distance**2 - l1**2 - l2**2) / (2 * l1 * l2)
     elbow = torch.acos(cosine.clamp(-1, 1))
     aside = torch.atan2(l2 * torch.sin(elbow), l1 + l2 * torch.cos(elbow))
-    return torch.stack((torch.atan2(target[..., 1], target[..., 0]) - aside, elbow), dim=-1)
+    shoulder = torch.atan2(target[..., 1], target[..., 0]) - aside
+    wrapped = torch.remainder(shoulder + math.pi, 2 * math.pi) - math.pi
+    return torch.stack((wrapped, elbow), dim=-1)
 
 
 class ReachCost:
