@@ -1,0 +1,194 @@
+"""The method of successive approximations, plain and extended: minimise H, roll out, repeat.
+
+Given a trajectory and its costates, every control is replaced by the minimiser of the Hamiltonian
+at its stage, all stages at once: ``u[t] <- argmin_u H_t(x[t], u, p[t+1])`` (Krylov, Chernousko,
+1962). H is minimised as if states and costates stayed; where they move much, J grows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ocp.engines import Expansion, Policy
+from ocp.engines.riccati import costates
+from ocp.problem import Problem, Stages
+from ocp.solution import Solution, Status
+from ocp.solvers.certificate import largest_projected
+from ocp.solvers.decide import Decision, Record, decide
+from ocp.solvers.hamiltonian import Hamiltonian, Minimiser, ProjectedNewton, flat, like, reworded
+from ocp.solvers.loop import Direction, Solver, State
+from ocp.stages import each
+
+
+@dataclass(frozen=True)
+class MSA(Solver):
+    """Plain successive approximations: each iterate is taken as it comes, without a line search.
+
+    Args:
+        relaxation: fraction of the way to the minimiser that is gone, in (0, 1].
+        minimiser: of the Hamiltonian, see `Minimiser`.
+        patience: iterations without a new lowest cost after which it stops, as STALLED.
+    """
+
+    relaxation: float = 1.0
+    minimiser: Minimiser = field(default_factory=ProjectedNewton)
+    patience: int = 30
+    name: ClassVar[str] = "msa"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.relaxation <= 1:
+            raise ValueError(f"relaxation must be in (0, 1], got {self.relaxation}.")
+        if self.patience < 1:
+            raise ValueError(f"patience must be at least 1, got {self.patience}.")
+
+    def step_sizes(self, like: Tensor) -> Tensor:
+        return like.new_ones(1)
+
+    def direction(self, state: State, expansion: Expansion) -> Direction:
+        ps, hus = costates(expansion)
+        h = Hamiltonian(state.engine, state.xs, ps)
+        toward = lambda v, u: self.relaxation * (v - u)
+        k = each(toward, self.minimiser(h, state.us), state.us)
+        slope = total(h.value(each(torch.add, state.us, k))) - total(h.value(state.us))
+        return Direction(
+            policy=Policy(k, None),
+            slope=slope,
+            curvature=torch.zeros_like(slope),
+            residual=largest_projected(state.engine.problem, hus, state.us),
+            usable=torch.isfinite(slope),
+            sweeps=1,
+            memory=best_of(state) if state.memory is None else state.memory,
+        )
+
+    def decide(self, record: Record, step_sizes: Tensor) -> Decision:
+        """Any finite iterate is accepted; where none is finite the map has broken down."""
+        indifferent = -(torch.finfo(record.cost.dtype).max ** 0.5)
+        decision = decide(record, step_sizes, replace(self.rules, armijo=indifferent))
+        return stalled(decision, (decision.status == Status.RUNNING) & ~decision.accepted)
+
+    @torch.no_grad()
+    def step(self, problem: Problem, state: State) -> State:
+        state = super().step(problem, state)
+        assert state.memory is not None
+        us, cost, waited = state.memory
+        running = state.status == Status.RUNNING
+        better = state.cost < cost[:, 0]
+        memory = torch.where(better[:, None], best_of(state), torch.stack((us, cost, waited + 1)))
+        given_up = running & (memory[2, :, 0] >= self.patience)
+        status = torch.where(given_up, int(Status.STALLED), state.status)
+        return state._replace(memory=memory, status=status)
+
+    @torch.no_grad()
+    def result(self, problem: Problem, state: State) -> Solution:
+        """The last iterate where it is a fixed point, else the cheapest one."""
+        if state.memory is None:
+            return super().result(problem, state)
+        engine, last = state.engine, state.cost
+        keep = (state.status == Status.CONVERGED)[:, None]
+        us = like(state.us, torch.where(keep, flat(state.us), state.memory[0]))
+        xs = engine.rollout(us)
+        solution = super().result(
+            problem, state._replace(us=us, xs=xs, cost=engine.total_cost(xs, us))
+        )
+        lost = (state.status == Status.STALLED) | (state.status == Status.MAX_ITERATIONS)
+        best = state.memory[1, :, 0]
+        texts = {
+            b: f"the map u <- argmin H does not contract: after {int(state.iterations[b])} "
+            f"iterations the cost is {float(last[b]):.6g}; returned is the cheapest iterate, "
+            f"{float(best[b]):.6g}; relaxation < 1, or 'emsa', may converge"
+            for b in lost.nonzero()[:, 0].tolist()
+        }
+        return reworded(solution, texts)
+
+
+@dataclass(frozen=True)
+class EMSA(Solver):
+    """Extended successive approximations: the augmented Hamiltonian keeps the step honest.
+
+    ``H + rho/2 |x' - f|^2 + rho/2 |p - H_x|^2`` punishes controls that move states and costates
+    (Li, Chen, Tai, E, JMLR 2018, algorithm 2). ``trials`` weights, ``growth`` apart, are minimised
+    and rolled out at once; of those that bring ``rules.armijo`` of the fall of H the cheapest is
+    taken, so J never rises. The next weights start one below it, or above all where none was good.
+    The weight stands in the state's and the history's damping.
+
+    Args:
+        growth: ratio of a weight to the one before.
+        minimiser: of the augmented Hamiltonian, see `Minimiser`.
+    """
+
+    growth: float = 4.0
+    minimiser: Minimiser = field(default_factory=ProjectedNewton)
+    name: ClassVar[str] = "emsa"
+
+    def __post_init__(self) -> None:
+        if not self.growth > 1:
+            raise ValueError(f"growth must be greater than 1, got {self.growth}.")
+
+    def step_sizes(self, like: Tensor) -> Tensor:
+        return like.new_ones(self.trials)
+
+    def weights(self, rho: Tensor) -> Tensor:
+        """The weights tried after ``rho`` (B,): (A, B)."""
+        return rho * self.growth ** torch.arange(self.trials, dtype=rho.dtype)[:, None].to(rho)
+
+    def direction(self, state: State, expansion: Expansion) -> Direction:
+        ps, hus = costates(expansion)
+        plain = Hamiltonian(state.engine, state.xs, ps).repeated(self.trials)
+        h = replace(plain, rho=self.weights(state.damping).flatten())
+        start = each(lambda u: torch.cat([u] * self.trials, dim=-2), state.us)
+        us = self.minimiser(h, start)
+        k = each(lambda v, u: (v - u).unflatten(-2, (self.trials, -1)), us, start)
+        slope = (total(plain.value(us)) - total(plain.value(start))).unflatten(0, (self.trials, -1))
+        return Direction(
+            policy=Policy(k, None),
+            slope=slope,  # (A, B): of H, each weight has its own
+            curvature=torch.zeros_like(state.cost),
+            residual=largest_projected(state.engine.problem, hus, state.us),
+            usable=torch.isfinite(slope).any(dim=0),
+            sweeps=1,
+        )
+
+    def decide(self, record: Record, step_sizes: Tensor) -> Decision:
+        """Choose the weight, then decide about its one step as for any other method."""
+        decrease = record.cost - record.trial_cost
+        good = record.trial_finite & (decrease >= -self.rules.armijo * record.slope)
+        choice = torch.where(good, record.trial_cost, torch.inf).argmin(dim=0)
+        pick = lambda v: v.gather(0, choice[None])
+        one = record._replace(
+            slope=pick(record.slope)[0],
+            trial_cost=pick(record.trial_cost),
+            trial_finite=pick(record.trial_finite),
+            damping=torch.zeros_like(record.damping),  # rho is no damping: it hides no descent
+        )
+        decision = decide(one, step_sizes[:1], self.rules)
+        weights = self.weights(record.damping)
+        after = torch.where(
+            decision.accepted, pick(weights)[0] / self.growth, weights[-1] * self.growth
+        )
+        running = decision.status == Status.RUNNING
+        decision = decision._replace(
+            choice=choice,
+            damping=torch.where(running, after, record.damping),
+            rollouts=torch.where(decision.accepted, choice + 1, decision.rollouts),
+        )
+        return stalled(decision, running & (after > self.rules.damping_max))
+
+
+def total(stages: Stages) -> Tensor:
+    """Sum over the stages: (L,)."""
+    return stages.sum(dim=0) if isinstance(stages, Tensor) else torch.stack(stages).sum(dim=0)
+
+
+def best_of(state: State) -> Tensor:
+    """The state as the best seen: its controls, its cost, and 0 iterations since: (3, B, N)."""
+    us = flat(state.us)
+    return torch.stack((us, state.cost[:, None].expand_as(us), torch.zeros_like(us)))
+
+
+def stalled(decision: Decision, mask: Tensor) -> Decision:
+    status = torch.where(mask, int(Status.STALLED), decision.status)
+    return decision._replace(status=status)
