@@ -40,6 +40,10 @@ def rk4_step(flow: Flow, x: Tensor, dt: Any) -> Tensor:
 
 def semi_implicit_step(flow: Flow, x: Tensor, dt: Any) -> Tensor:
     half = x.shape[0] // 2
+    if x.shape[0] % 2:
+        raise ValueError(
+            f"semi-implicit Euler needs x = (positions, velocities), got {x.shape[0]}."
+        )
     velocity = x[half:] + dt * flow(x, x.new_zeros(()))[half:]
     moved = flow(torch.cat((x[:half], velocity)), x.new_zeros(()))[:half]
     return torch.cat((x[:half] + dt * moved, velocity))
@@ -78,9 +82,9 @@ def semi_implicit_euler(ode: Ode, dt: float) -> Callable[..., Tensor]:
 
 
 def implicit_midpoint(ode: Ode, dt: float) -> Callable[..., Tensor]:
-    """Gauss-Legendre of order 2, symplectic and A-stable: for stiff systems. n linear solves a step.
+    """Gauss-Legendre of order 2, symplectic and A-stable: for stiff systems.
 
-    Newton's method, 8 iterations; the step is nan where they do not converge (dt too large).
+    Newton's method, 8 iterations of a linear solve; the step is nan where they do not converge.
     """
     return discretise(ode, dt, implicit_midpoint_step)
 
@@ -98,8 +102,9 @@ def discretise(ode: Ode, dt: float, scheme: Scheme) -> Callable[..., Tensor]:
 
     def step(x: Tensor, u: Tensor, t: Any, p: Any) -> Tensor:
         def flow(x: Tensor, since: Tensor) -> Tensor:
-            return ode(*(x, u, t * dt + since, p)[:count])
+            return ode(*(x, u, start + since, p)[:count])
 
+        start = x.new_ones(()) * t * dt  # an integer tensor times a float alone would be float32
         return scheme(flow, x, dt)
 
     return step
