@@ -195,17 +195,18 @@ def draw_states(
     dt: float | None,
 ) -> None:
     split = problem.x0.ndim == 2
-    for style, b in zip(cycle(members), members, strict=True):
+    for k, b in enumerate(members):
         values = array_of(solution.states, max(problem.state_dims), b if split else None)
         times, label = time_axis(problem, b, dt, len(values))
         goal = None
         if problem.goal is not None:
             goal = (problem.goal[b] if problem.goal.ndim == 2 else problem.goal).cpu().numpy()
-        for color, (i, name) in enumerate(zip(panel.components, panel.labels, strict=True)):
-            shown = name if b == members[0] else None
-            axes.plot(times, values[:, i], style, color=f"C{color}", label=shown)
+        for c, (i, name) in enumerate(zip(panel.components, panel.labels, strict=True)):
+            style = look(panel, c, k)
+            axes.plot(times, values[:, i], label=None if k else name, **style)
             if goal is not None and i < len(goal):
-                axes.plot(times[-1], goal[i], "x", color=f"C{color}", clip_on=False, zorder=3)
+                mark = {"color": style["color"], "clip_on": False, "zorder": 3}
+                axes.plot(times[-1], goal[i], "x", **mark)
     finish(axes, panel, label)
 
 
@@ -217,15 +218,14 @@ def draw_controls(
     members: list[int],
     dt: float | None,
 ) -> None:
-    shown_members = members if problem.batched else members[:1]
-    for style, b in zip(cycle(shown_members), shown_members, strict=True):
+    for k, b in enumerate(members if problem.batched else members[:1]):
         chosen = b if problem.batched else None
         values = array_of(solution.controls, max(problem.control_dims), chosen)
         values = np.concatenate((values, values[-1:]))  # the last one holds to the end
         times, label = time_axis(problem, b, dt, len(values))
-        for color, (i, name) in enumerate(zip(panel.components, panel.labels, strict=True)):
-            shown = name if b == shown_members[0] else None
-            axes.step(times, values[:, i], style, where="post", color=f"C{color}", label=shown)
+        for c, (i, name) in enumerate(zip(panel.components, panel.labels, strict=True)):
+            shown = None if k else name
+            axes.step(times, values[:, i], where="post", label=shown, **look(panel, c, k))
     draw_bounds(axes, problem, panel, times)
     finish(axes, panel, label)
 
@@ -248,47 +248,61 @@ def draw_bounds(axes: Axes, problem: Problem, panel: Panel, times: np.ndarray) -
 
 
 def draw_cost(axes: Axes, problem: Problem, solution: Solution, members: list[int]) -> None:
-    for style, b, rows, final in histories(problem, solution, members, "cost"):
+    shown = []
+    for k, b, rows, final in histories(problem, solution, members, "cost"):
         # The last row of a converged solve is its final iterate; else the last step follows it.
         values = rows if rows.size and rows[-1] == final else np.append(rows, final)
-        axes.plot(values, style, color="C0", marker="." if len(values) < 40 else None, label=f"{b}")
-        if np.all(values > 0) and values.max() > 20 * values.min():
-            axes.set_yscale("log")
-    decorate(axes, "cost", problem, members)
+        shown.append(values)
+        draw_history(axes, values, k, str(b))
+    values = np.concatenate(shown) if shown else np.zeros(1)
+    if values.min() > 0 and values.max() > 20 * values.min():
+        axes.set_yscale("log")
+    decorate(axes, "cost", problem.batched and len(members) > 1)
 
 
 def draw_residual(axes: Axes, problem: Problem, solution: Solution, members: list[int]) -> None:
-    """Largest |Q_u|, and the sum of the gaps where there are any."""
-    for style, b, rows, _ in histories(problem, solution, members, "residual"):
-        axes.plot(rows, style, color="C3", marker="." if len(rows) < 40 else None, label=f"{b}")
-    for style, _, rows, _ in histories(problem, solution, members, "gap"):
-        if (rows > 0).any():
-            axes.plot(np.where(rows > 0, rows, np.nan), style, color="C4")
-            axes.annotate("gap", (0, rows[0]), color="C4")
-    if axes.lines and any((line.get_ydata() > 0).any() for line in axes.lines):  # type: ignore[operator, union-attr]
+    """Largest |Q_u|, and the sum of the gaps, thin, where there are any."""
+    several, name = problem.batched and len(members) > 1, "residual |Q_u|"
+    for k, b, rows, _ in histories(problem, solution, members, "residual"):
+        draw_history(axes, positive(rows), k, str(b) if several else name)
+    gaps = [h for h in histories(problem, solution, members, "gap") if (h[2] > 0).any()]
+    for k, _, rows, _ in gaps:
+        axes.plot(positive(rows), "x", color=f"C{k}", markersize=5)
+    if any(np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any() for line in axes.lines):
         axes.set_yscale("log")
-    decorate(axes, "residual |Q_u|", problem, members)
+    decorate(axes, f"{name}, gap (x)" if gaps else name, several)
+
+
+def draw_history(axes: Axes, values: np.ndarray, k: int, label: str) -> None:
+    marker = "." if len(values) < 40 else ""
+    axes.plot(values, STYLES[k % len(STYLES)], color=f"C{k}", marker=marker, label=label)
+
+
+def positive(values: np.ndarray) -> np.ndarray:
+    """nan where a logarithm has nothing to show."""
+    return np.where(values > 0, values, np.nan)
 
 
 def histories(
     problem: Problem, solution: Solution, members: list[int], key: str
-) -> list[tuple[str, int, np.ndarray, float]]:
-    """(style, member, rows while it ran, final cost) of each member."""
+) -> list[tuple[int, int, np.ndarray, float]]:
+    """(place k in members, member, rows while it ran, final cost) of each member."""
     if key not in solution.history:
         return []
-    shown = members if problem.batched else members[:1]
     result = []
-    for style, b in zip(cycle(shown), shown, strict=True):
+    for k, b in enumerate(members if problem.batched else members[:1]):
         pick = (slice(None), b) if problem.batched else slice(None)
         running = solution.history["running"][pick].cpu().numpy().astype(bool)
         rows = solution.history[key][pick].cpu().double().numpy()[running]
         final = solution.cost[b] if problem.batched else solution.cost
-        result.append((style, b, rows, float(final)))
+        result.append((k, b, rows, float(final)))
     return result
 
 
-def cycle(members: Sequence[int]) -> list[str]:
-    return [STYLES[i % len(STYLES)] for i in range(len(members))]
+def look(panel: Panel, component: int, k: int) -> dict[str, Any]:
+    """Colours tell components apart where there are several, else the k-th member drawn."""
+    color = component if len(panel.components) > 1 else k
+    return {"color": f"C{color}", "linestyle": STYLES[k % len(STYLES)]}
 
 
 def finish(axes: Axes, panel: Panel, time_label: str) -> None:
@@ -300,18 +314,17 @@ def finish(axes: Axes, panel: Panel, time_label: str) -> None:
     if title.startswith(("states", "controls")):
         axes.set_title(title, fontsize=10)
     axes.set_xlabel(time_label)
+    axes.locator_params(axis="x", integer=time_label == "stage")
     axes.grid(True, color="0.9")
     axes.margins(x=0.02)
     if not single:
         axes.legend(fontsize=8, ncols=2 if len(panel.labels) > 3 else 1)
 
 
-def decorate(axes: Axes, label: str, problem: Problem, members: list[int]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
+def decorate(axes: Axes, label: str, legend: bool) -> None:
     axes.set_xlabel("iteration")
     axes.set_ylabel(label)
     axes.grid(True, color="0.9")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if problem.batched and len(members) > 1:
+    axes.locator_params(axis="x", integer=True)
+    if legend:
         axes.legend(title="problem", fontsize=8, title_fontsize=8, ncols=2)
