@@ -258,3 +258,18 @@ def bounded_minimum(problem: ocp.Problem, lo: Array, hi: Array, b: int = 0) -> A
         value_and_slope, start, jac=True, bounds=limits, method="L-BFGS-B", options=options
     )
     return answer.x
+
+
+# -- comparing -----------------------------------------------------------------------------------
+def close(actual: Tensor | float, expected: object, tolerance: float = 1e-9) -> None:
+    torch.testing.assert_close(
+        torch.as_tensor(actual), torch.as_tensor(expected), rtol=tolerance, atol=tolerance
+    )
+
+
+def lists_close(
+    actual: Sequence[Tensor], expected: Sequence[object], tolerance: float = 1e-9
+) -> None:
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected, strict=True):
+        close(a, e, tolerance)

@@ -5,23 +5,11 @@ import pytest
 import references
 import torch
 from models import guess, resizing, rich
+from references import close, lists_close
 
 import ocp
 from ocp.engines import Eager, riccati
 from ocp.stages import each
-
-
-def close(actual, expected, tolerance=1e-9):
-    torch.testing.assert_close(
-        torch.as_tensor(actual), torch.as_tensor(expected), rtol=tolerance, atol=tolerance
-    )
-
-
-def lists_close(actual, expected, tolerance=1e-9):
-    assert len(actual) == len(expected)
-    for a, e in zip(actual, expected, strict=True):
-        close(a, e, tolerance)
-
 
 LQ = {
     "sizes change, no control at stage 1": ((3, 2, 4, 4), (1, 0, 2)),
