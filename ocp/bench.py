@@ -42,7 +42,7 @@ class Bench:
         ]
         s = self.settings
         return Table(
-            f"Times ({s['engine']} engine, medians of {s['repeats']}, {s['threads']} threads)",
+            f"Times ({s['engine']} engine, medians of {s['repeats']}, threads: {s['threads']})",
             ("problem", "method", "status", "iter.", "seconds", "ms/iter.", "CPU ms/iter."),
             cells,
             align="<<",

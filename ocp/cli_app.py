@@ -19,6 +19,7 @@ from ocp.cli_input import (
     STARTS,
     UserError,
     describe,
+    drawable,
     load_problem,
     load_solution,
     method_names,
@@ -36,6 +37,7 @@ from ocp.cli_output import (
     write_comparison,
     write_solution,
 )
+from ocp.extras import need
 from ocp.problem import Problem
 from ocp.problems import REGISTRY
 from ocp.tables import Row, Table
@@ -138,8 +140,8 @@ def solve(
 ) -> None:
     """Solve one problem. Exit status 0 if it converged, 1 if not, 2 for a mistake."""
     with readable(traceback):
-        output(plot, "--plot", FIGURES)
-        output(animate, "--animate", (".gif",))
+        output(plot, "--plot", FIGURES, needs="matplotlib")
+        output(animate, "--animate", (".gif",), needs="matplotlib")
         output(save, "--save", (".npz",))
         (name,) = method_names(method, ocp.METHODS) or [""]
         arguments = rules(max_iterations, tolerance, options)
@@ -149,6 +151,8 @@ def solve(
                 raise UserError("give either --start or --warm.")
             starts = load_solution(warm)
         problem = load_problem(target, settings or [])
+        if animate is not None:
+            drawable(problem, "--animate")
         progress = False if quiet or as_json else None
         solution = ocp.solve(
             problem, name, starts=starts, engine=engine, progress=progress, **arguments
@@ -192,23 +196,27 @@ def compare(
     traceback: ShowTraceback = False,
 ) -> None:
     """Solve one problem by several methods; tables, and with --out files. Exit status as solve."""
+    from ocp.monte_carlo import check_study
+    from ocp.monte_carlo import monte_carlo as robustness_of
+
     with readable(traceback):
         names = method_names(methods, ocp.METHODS)
         sizes = numbers(noise, "--noise")
+        check_study(sizes, samples, kind, factor=2.0)
         if animate and out is None:
             raise UserError("--animate needs --out, the folder to write the GIF to.")
         if out is not None and out.exists() and not out.is_dir():
             raise UserError(f"--out {out}: this is a file, a folder is needed.")
+        if out is not None:
+            need("matplotlib", "plot", "--out")
         problem = load_problem(target, settings or [])
-        if animate and problem.name not in REGISTRY:
-            raise UserError("--animate draws the built-in problems only.")
+        if animate:
+            drawable(problem, "--animate")
         result = ocp_compare(problem, names, engine, max_iterations, tolerance, quiet or as_json)
         robustness = None
         if monte_carlo:
-            from ocp.monte_carlo import monte_carlo as study
-
             best = result.solutions[result.best_method or next(iter(result.solutions))]
-            robustness = study(problem, best, sizes, samples, kind, seed=seed)  # type: ignore[arg-type]
+            robustness = robustness_of(problem, best, sizes, samples, kind, seed=seed)  # type: ignore[arg-type]
         files = [] if out is None else write_comparison(out, result, robustness, animate)
     if as_json:
         study_rows = {} if robustness is None else {"monte_carlo": robustness.rows()}
@@ -235,17 +243,18 @@ def bench(
     traceback: ShowTraceback = False,
 ) -> None:
     """Time built-in problems by method. Exit status 0 however they end."""
-    from ocp import bench as module
+    from ocp.bench import METHODS, PROBLEMS
+    from ocp.bench import bench as measure
 
     with readable(traceback):
         output(out, "--out", (".json",))
-        names = problems or list(module.PROBLEMS)
+        names = problems or list(PROBLEMS)
         for name in names:
             if name not in REGISTRY:
                 raise UserError(f"there is no problem {name!r}. {suggest(name, REGISTRY)}")
-        chosen = method_names(methods, ocp.METHODS) or list(module.METHODS)
+        chosen = method_names(methods, ocp.METHODS) or list(METHODS)
         arguments = rules(max_iterations, None, None)
-        result = module.bench(names, chosen, engine=engine, repeats=repeats, **arguments)
+        result = measure(names, chosen, engine=engine, repeats=repeats, **arguments)
         if out is not None:
             result.to_json(out)
     if as_json:

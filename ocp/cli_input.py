@@ -18,6 +18,7 @@ from typing import Any
 import typer
 
 from ocp import starts
+from ocp.extras import need
 from ocp.problem import Problem
 from ocp.problems import REGISTRY
 from ocp.solution import Solution
@@ -47,7 +48,8 @@ def readable(show_traceback: bool) -> Iterator[None]:
         yield
     except (UserError, ValueError, TypeError, ImportError, OSError) as error:
         if show_traceback:
-            raise
+            traceback.print_exc()
+            raise typer.Exit(MISTAKE) from None
         where = own_line(error)
         typer.secho(f"Error: {error}", fg="red", err=True)
         if where:
@@ -257,6 +259,15 @@ def start(name: str | None) -> Any:
     return chosen
 
 
+def drawable(problem: Problem, option: str) -> None:
+    """Raises UserError: only the built-in problems have a drawing to animate."""
+    if problem.name not in REGISTRY:
+        raise UserError(
+            f"{option} draws the built-in problems only; {problem.name or 'this problem'!r} is "
+            "none of them. --plot plots any problem."
+        )
+
+
 def method_names(text: str, known: Iterable[str]) -> list[str]:
     """Names separated by commas, or "all". Raises UserError: no such method."""
     if text == "all":
@@ -268,14 +279,17 @@ def method_names(text: str, known: Iterable[str]) -> list[str]:
     return names
 
 
-def output(path: Path | None, option: str, suffixes: Sequence[str]) -> None:
+def output(path: Path | None, option: str, suffixes: Sequence[str], needs: str = "") -> None:
     """Refuse, before a long solve, a file that could not be written after it.
 
     Raises:
         UserError: its folder does not exist, it is a folder, or its suffix is not one of those.
+        ImportError: the module ``needs``, which writes it, is missing.
     """
     if path is None:
         return
+    if needs:
+        need(needs, "plot", option)
     if not path.resolve().parent.is_dir():
         raise UserError(f"{option} {path}: there is no folder {str(path.parent)!r}.")
     if path.is_dir():

@@ -34,7 +34,7 @@ class Comparison:
         problem: what was solved.
         solutions: by method, in the order asked for.
         curves: by method, see `Curve`.
-        refused: methods that do not take this problem, with their reason.
+        refused: methods without a solution, with the reason: they do not take the problem.
         best: lowest cost that any method reached without gaps, (B,); nan if none did.
         cost_tolerances: relative to |best|. residual_tolerances: absolute.
     """
@@ -190,7 +190,7 @@ class Comparison:
                 notes.append(f"{method}: {s.message}")
             if bool((s.gap > Rules().tolerances(s.cost.dtype)[2]).any()):
                 notes.append(f"{method}: gaps up to {float(s.gap.max()):.1e} are left")
-        return notes + [f"{method}: refused, {why}" for method, why in self.refused.items()]
+        return notes + [f"{method} did not run: {why}" for method, why in self.refused.items()]
 
     def __str__(self) -> str:
         return "\n\n".join(str(table) for table in self.tables())
@@ -277,14 +277,26 @@ def compare(
     calls = {name: call(m, engine, shared | own.get(name, {})) for name, m in asked.items()}
     if controls is not None:
         layout.controls_in(problem, controls)
-    solutions, curves, refused = {}, {}, {}
+    solutions: dict[str, Solution] = {}
+    curves: dict[str, Curve] = {}
+    refused: dict[str, str] = {}
     for name, (solver, given) in calls.items():
+        if any(interrupted(s) for s in solutions.values()):
+            refused[name] = "not run after Ctrl-C"
+            continue
         start = given if "starts" in given else {"controls": controls} | given
         counter = Counter()
         try:
             if warm_up:
                 prepare(problem, solver, controls)
-            solution = solve(problem, solver, callback=counter, progress=progress, **start)
+            solution = solve(
+                problem,
+                solver,
+                engine=solver.engine,
+                callback=counter,
+                progress=progress,
+                **start,
+            )
         except ValueError as error:
             refused[name] = str(error)
             continue
@@ -331,6 +343,10 @@ def call(method: str | Solver, engine: str, options: Row) -> tuple[Solver, Row]:
 def prepare(problem: Problem, solver: Solver, controls: Any) -> None:
     state = solver.init(problem, controls)
     solver.result(problem, solver.step(problem, state))
+
+
+def interrupted(solution: Solution) -> bool:
+    return bool((solution.status_codes == Status.INTERRUPTED).any())
 
 
 def lowest(problem: Problem, solutions: Mapping[str, Solution]) -> Tensor:

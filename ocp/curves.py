@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,8 +22,9 @@ class Curve:
         cost, gap: of the iterate (K + 1, B); gap is sum |f(x, u) - x'|.
         residual: largest projected gradient that the method's own step saw at the iterate
             (K + 1, B): |Q_u| of its sweep, or |H_u|. nan where no step was made from it.
-        seconds: since the start of the solve (K + 1,).
-        expansions, sweeps, rollouts: spent until the iterate was there (K + 1, B). The
+        seconds: since the solve was called (K + 1,); point 0 has what the start took.
+        expansions, sweeps, rollouts: spent until the iterate was there (K + 1, B), point 0 by
+            starts that solve easier problems first (an expansion for each of their sweeps). The
             certificate, the same for every method, is not counted.
     """
 
@@ -52,11 +54,15 @@ class Counter:
     """
 
     def __init__(self) -> None:
+        self.created = time.perf_counter()
+        self.before = 0.0  # seconds until the first step began
         self.expansions: list[Tensor] = []
         self.sweeps: list[Tensor] = []
         self.rollouts: list[Tensor] = []
 
     def __call__(self, report: Report) -> None:
+        if not self.sweeps:
+            self.before = time.perf_counter() - self.created - report.seconds
         now = report.state.rows[-1]["running"].to(torch.int64)
         before = self.expansions[-1] if self.expansions else torch.zeros_like(now)
         self.expansions.append(before + now)
@@ -82,19 +88,22 @@ def curve(problem: Problem, solution: Solution, counter: Counter) -> Curve:
     points = steps + append
     one, last = final.new_zeros(1, B), slice(0, points)
 
-    def spent(totals: list[Tensor]) -> Tensor:
+    def spent(steps: list[Tensor], total: Tensor | None = None) -> Tensor:
         # A portfolio's starts are all paid for, though the curve is that of the winner.
-        return torch.cat((one, *(v.reshape(1, -1, B).sum(dim=1).to(one) for v in totals)))[last]
+        each_step = torch.cat((one, *(v.reshape(1, -1, B).sum(dim=1).to(one) for v in steps)))
+        earlier = 0 if total is None else total.reshape(1, B) - each_step[-1:]
+        return (each_step + earlier)[last]
 
+    sweeps = spent(counter.sweeps, solution.sweeps)
     seconds = history["seconds"][:steps] if steps else torch.zeros(0)
     return Curve(
         cost=torch.cat((rows["cost"], final))[last],
         gap=torch.cat((rows["gap"], solution.gap.reshape(1, B)))[last],
         residual=torch.cat((rows["residual"], one + torch.nan))[last],
-        seconds=torch.cat((torch.zeros(1), seconds)).double()[last],
-        expansions=spent(counter.expansions),
-        sweeps=spent(counter.sweeps),
-        rollouts=spent(counter.rollouts),
+        seconds=counter.before + torch.cat((torch.zeros(1), seconds)).double()[last],
+        expansions=spent(counter.expansions) + sweeps[:1],
+        sweeps=sweeps,
+        rollouts=spent(counter.rollouts, solution.rollouts),
     )
 
 

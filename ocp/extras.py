@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from importlib.util import find_spec
-from typing import Any
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "cli": ("typer", "rich"),
@@ -20,15 +18,11 @@ def installed(module: str) -> bool:
     return find_spec(module) is not None
 
 
-def require(module: str, extra: str, what: str) -> Any:
-    """Import an optional module.
+def need(module: str, extra: str, what: str) -> None:
+    """Refuse early what would fail late.
 
     Raises:
-        ImportError: it is not installed; names ``what`` needs it and the extra that brings it.
+        ImportError: ``module`` is not installed; names ``what`` needs it and the extra with it.
     """
-    if not installed(module.partition(".")[0]):
-        raise ImportError(
-            f"{what} needs {module.partition('.')[0]}: pip install 'torch-ocp[{extra}]'.",
-            name=module,
-        )
-    return importlib.import_module(module)
+    if not installed(module):
+        raise ImportError(f"{what} needs {module}: pip install 'torch-ocp[{extra}]'.", name=module)

@@ -145,7 +145,9 @@ def monte_carlo(
         ValueError: kind, noise, samples or factor make no sense, or the solution is of another
             problem.
     """
-    sizes = check(problem, solution, noise, samples, kind, factor)
+    sizes = tuple(float(size) for size in noise)
+    check_study(sizes, samples, kind, factor)
+    check_pair(problem, solution)
     engine, B = Eager(problem), problem.batch
     x0 = engine.initial()
     widths = (
@@ -201,16 +203,9 @@ def lines(problem: Problem, stages: list[Tensor]) -> Stages:
     return pack([s.flatten(0, -2) for s in stages], problem.uniform)
 
 
-def check(
-    problem: Problem,
-    solution: Solution,
-    noise: Sequence[float],
-    samples: int,
-    kind: str,
-    factor: float,
-) -> tuple[float, ...]:
-    sizes = tuple(float(size) for size in noise)
-    if not sizes or not all(0 <= size < float("inf") for size in sizes):
+def check_study(noise: Sequence[float], samples: int, kind: str, factor: float) -> None:
+    """Raises ValueError: an argument of `monte_carlo` makes no sense."""
+    if not noise or not all(0 <= size < float("inf") for size in noise):
         raise ValueError(f"noise needs standard deviations >= 0, at least one, got {list(noise)}.")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}.")
@@ -218,10 +213,13 @@ def check(
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}.")
     if not factor >= 1:
         raise ValueError(f"factor must be at least 1, got {factor}.")
+
+
+def check_pair(problem: Problem, solution: Solution) -> None:
+    """Raises ValueError: the solution is of another problem."""
     x0, T = at(solution.states, 0, 1), stages_of(solution.controls, 1)
     if x0.shape != problem.x0.shape or problem.horizon != T:
         raise ValueError(
             f"the solution has x0 {tuple(x0.shape)} and {T} stages, the problem "
             f"{tuple(problem.x0.shape)} and {problem.horizon}: pass the problem that was solved."
         )
-    return sizes

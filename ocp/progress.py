@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ocp.extras import installed, require
+from ocp.extras import installed, need
 from ocp.problem import Problem
 from ocp.solution import Status
 from ocp.solvers.loop import Callback, Report, Solver
@@ -40,7 +40,7 @@ class Progress:
         keep: bool = True,
         file: Any = None,
     ) -> None:
-        require("rich", "progress", "progress=True")
+        need("rich", "progress", "progress=True")
         self.title, self.max_iterations = title, max_iterations
         self.delay, self.keep, self.file = delay, keep, file
         self._live: Any = None
