@@ -24,8 +24,8 @@ class Rules:
     gap_tolerance: float | None = None  # on the sum of gaps, relative to 1 + |x|
     max_iterations: int = 500
     armijo: float = 0.1  # fraction of the expected decrease that must come true
-    damping_start: float = 1e-6
-    damping_min: float = 1e-8
+    damping_start: float = 0.0  # none: one step is exact where the problem is linear-quadratic
+    damping_min: float = 1e-8  # the least there is beside none
     damping_max: float = 1e10
     damping_down: float = 0.2  # after an accepted step
     damping_up: float = 10.0  # after a refused one
@@ -36,7 +36,7 @@ class Rules:
     def tolerances(self, dtype: torch.dtype) -> tuple[float, float, float]:
         """(residual, cost, gap) in force for a dtype."""
         single = dtype != torch.float64
-        defaults = (1e-3, 1e-6, 1e-5) if single else (1e-6, 1e-9, 1e-10)
+        defaults = (1e-3, 1e-6, 1e-5) if single else (1e-7, 1e-10, 1e-10)
         given = (self.tolerance, self.cost_tolerance, self.gap_tolerance)
         return tuple(d if g is None else g for d, g in zip(defaults, given, strict=True))  # type: ignore[return-value]
 
@@ -113,8 +113,8 @@ def decide(r: Record, step_sizes: Tensor, rules: Rules) -> Decision:
     converged = (r.residual <= tolerance) & small & closed & r.usable & calm
     damping = torch.where(
         accepted,
-        (r.damping * rules.damping_down).clamp_min(rules.damping_min),
-        r.damping.clamp_min(rules.damping_min) * rules.damping_up,
+        torch.where(r.damping > rules.damping_min, r.damping * rules.damping_down, 0),
+        (r.damping * rules.damping_up).clamp_min(rules.damping_min * rules.damping_up),
     )
     iterations = r.iterations + (running & ~converged & r.finite).to(r.iterations.dtype)
 

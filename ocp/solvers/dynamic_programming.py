@@ -12,12 +12,18 @@ from ocp.engines import Expansion, Policy, Sweep
 from ocp.engines.base import Curvature
 from ocp.engines.riccati import costates, linear_rollout
 from ocp.problem import Problem
+from ocp.solvers.hamiltonian import flat
 from ocp.solvers.loop import Direction, Solver, State
 
 
 @dataclass(frozen=True)
 class ILQR(Solver):
     """Iterative LQR: Gauss-Newton model, nonlinear roll-out with feedback (Li, Todorov 2004).
+
+    Where a cost has no curvature in the controls and the Gauss-Newton Q_uu is therefore not
+    positive definite (Mayer problems: everything in a linear terminal cost), the curvature of the
+    last step along itself, measured by the exact gradients at its ends, is added to the damping of
+    that problem (Barzilai, Borwein 1988). A fixed damping crawls there.
 
     Args:
         regularisation: the damping goes on Q_uu ("control") or on V_xx ("state", Tassa 2012).
@@ -28,13 +34,43 @@ class ILQR(Solver):
     accepts_gaps: ClassVar[bool] = True
 
     def direction(self, state: State, expansion: Expansion) -> Direction:
-        return promise(self.sweep(state, expansion, None), 1)
+        if state.memory is None:
+            sweep = self.sweep(state, expansion, None)
+            if not bool(((sweep.failed >= 0) & (state.status < 0)).any()):
+                return promise(sweep, 1)
+            lacking = sweep.failed >= 0
+        else:
+            lacking = state.memory[2, :, 0] > 0
+        memory = secant(state, expansion, lacking)
+        damping = state.damping + memory[2, :, 0]
+        sweep = self.sweep(state._replace(damping=damping), expansion, None)
+        return promise(sweep, 1 if state.memory is not None else 2)._replace(memory=memory)
 
     def sweep(self, state: State, expansion: Expansion, curvature: Curvature | None) -> Sweep:
         on_state = self.regularisation == "state"
         return state.engine.sweep(
             expansion, state.us, state.gaps, state.damping, curvature, on_state
         )
+
+
+def secant(state: State, expansion: Expansion, lacking: Tensor) -> Tensor:
+    """Controls, their gradient, and the curvature between them, 0 unless ``lacking``: (3, B, N).
+
+    The first curvature lets the largest gradient move its control by about 1; a refused step, or
+    one along which there was no positive curvature, changes it tenfold.
+    """
+    u, g = flat(state.us), flat(costates(expansion)[1])
+    if state.memory is None:
+        curvature = g.abs().amax(dim=-1)
+    else:
+        before = state.memory[2, :, 0]
+        s, y = u - state.memory[0], g - state.memory[1]
+        moved, sy = (s != 0).any(dim=-1), (s * y).sum(dim=-1)
+        measured = sy / (s * s).sum(dim=-1).clamp_min(torch.finfo(s.dtype).tiny)
+        curvature = torch.where(sy > 0, measured, before / 10)
+        curvature = torch.where(moved, curvature, before * 10)
+    curvature = torch.where(lacking, curvature.clamp(1e-12, 1e12), 0)
+    return torch.stack((u, g, curvature[:, None].expand_as(u)))
 
 
 @dataclass(frozen=True)
