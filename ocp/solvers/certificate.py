@@ -92,7 +92,12 @@ def conclude(solver: Solver, problem: Problem, state: State) -> Solution:
 
     engine = state.engine
     certificate = certify(engine, state.xs, state.us)
-    saddle = (certificate.indefinite >= 0) & (state.status == Status.CONVERGED)
+    ended = torch.zeros_like(state.status, dtype=torch.bool)
+    for code in (Status.CONVERGED, Status.PRECISION, Status.STALLED):
+        ended = ended | (state.status == code)
+    tolerance = solver.rules.tolerances(state.cost.dtype)[0]
+    stationary = (state.status == Status.CONVERGED) | (certificate.sweep.residual <= tolerance)
+    saddle = (certificate.indefinite >= 0) & ended & stationary
     status = torch.where(saddle, torch.full_like(state.status, int(Status.SADDLE)), state.status)
     state = state._replace(status=status)
     texts = messages(solver, state, certificate)
