@@ -311,6 +311,18 @@ def test_passive_motion_conserves_energy(problem, lagrangian):
     assert float(energy(xs[-1]) - energy(xs[0])) == pytest.approx(0.0, abs=2e-5)
 
 
+def test_unicycle_drives_on_a_circle():
+    speed, rate, h0 = 1.3, 0.7, 0.4
+    problem = unicycle(x0=(0.5, -1.0, h0), dt=0.05)
+    xs, _ = roll_out(problem, torch.tensor([[speed, rate]] * 40, dtype=F64))
+    h, radius = h0 + rate * 2.0, speed / rate
+    place = (
+        0.5 + radius * (math.sin(h) - math.sin(h0)),
+        -1 - radius * (math.cos(h) - math.cos(h0)),
+    )
+    torch.testing.assert_close(xs[-1], torch.tensor([*place, h], dtype=F64), rtol=0, atol=1e-8)
+
+
 # -- quadrotors ----------------------------------------------------------------------------------
 def test_quaternion_keeps_norm_one():
     problem = quadrotor3d()
