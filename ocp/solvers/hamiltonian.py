@@ -5,13 +5,16 @@ augmented form adds what punishes a control that moves the states and costates f
 Tai, E, "Maximum principle based algorithms for deep learning", JMLR 2018, eq. 21; here for
 discrete time and a minimum):
 
-``H + rho/2 |x' - f(x, u)|^2 + rho/2 |p - H_x(x, u, p')|^2``
+``H + rho/2 |x' - f(x, u)|^2 + sigma/2 |p - H_x(x, u, p')|^2``
+
+The paper has one weight for both; states and costates have different units, hence two here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -36,13 +39,13 @@ class Hamiltonian:
 
     Attributes:
         xs, ps: states and costates (L, n), T + 1 of each.
-        rho: (L,) weight of the augmentation; None for the plain Hamiltonian.
+        weights: (L, 2) rho and sigma of the augmentation; None for the plain Hamiltonian.
     """
 
     engine: Engine
     xs: Stages
     ps: Stages
-    rho: Tensor | None = None
+    weights: Tensor | None = None
 
     @property
     def problem(self) -> Problem:
@@ -56,10 +59,14 @@ class Hamiltonian:
         """H_u (L, m) and H_uu (L, m, m) at every stage."""
         h = self.one_sample()
 
-        def gradient(x: Tensor, u: Tensor, *more: Any) -> Tensor:
-            return grad(h, argnums=1)(x, u, *more)
+        # Of u alone: a transform wraps its arguments, and a wrapped t cannot index a tensor.
+        def first(x: Tensor, u: Tensor, *more: Any) -> Tensor:
+            return grad(partial(swapped, h, x, more))(u)
 
-        return self.evaluate(gradient, us), self.evaluate(jacrev(gradient, argnums=1), us)
+        def second(x: Tensor, u: Tensor, *more: Any) -> Tensor:
+            return jacrev(grad(partial(swapped, h, x, more)))(u)
+
+        return self.evaluate(first, us), self.evaluate(second, us)
 
     def repeated(self, times: int) -> Hamiltonian:
         """The same for ``times`` copies of every line, copy by copy."""
@@ -67,21 +74,20 @@ class Hamiltonian:
         def tile(s: Tensor) -> Tensor:
             return s.repeat(*[1] * (s.ndim - 2), times, 1)
 
-        rho = None if self.rho is None else self.rho.repeat(times)
-        return Hamiltonian(self.engine, each(tile, self.xs), each(tile, self.ps), rho)
+        weights = None if self.weights is None else self.weights.repeat(times, 1)
+        return Hamiltonian(self.engine, each(tile, self.xs), each(tile, self.ps), weights)
 
     def one_sample(self) -> Callable[..., Tensor]:
         """The function of one sample that is evaluated: x, u, t, parameters, p', and so on."""
         plain = hamiltonian(self.problem)
-        return plain if self.rho is None else augmented(self.problem)
+        return plain if self.weights is None else augmented(self.problem)
 
     def evaluate(self, function: Callable[..., Tensor], us: Stages) -> Stages:
         """A function of one sample at all stages in one call, summed over shared samples."""
         S = self.problem.samples
         more = [later(self.ps)]
-        if self.rho is not None:
-            rho = self.rho[:, None].expand(-1, S)
-            weights = [rho] * len(us)
+        if self.weights is not None:
+            weights = [self.weights.repeat(1, S)] * len(us)
             more += [
                 later(self.xs),
                 earlier(self.ps),
@@ -98,6 +104,10 @@ class Hamiltonian:
         return whole.unflatten(1, (lines, S)).sum(dim=2)
 
 
+def swapped(h: Callable[..., Tensor], x: Tensor, more: tuple[Any, ...], u: Tensor) -> Tensor:
+    return h(x, u, *more)
+
+
 def hamiltonian(problem: Problem) -> Callable[..., Tensor]:
     """``(x, u, t, parameters, p') -> H`` of one sample, its share of the mean where shared."""
     S = problem.samples
@@ -109,7 +119,7 @@ def hamiltonian(problem: Problem) -> Callable[..., Tensor]:
 
 
 def augmented(problem: Problem) -> Callable[..., Tensor]:
-    """``(x, u, t, parameters, p', x', p, rho (1,)) -> H`` with its two penalties."""
+    """``(x, u, t, parameters, p', x', p, weights (2,)) -> H`` with its two penalties."""
     plain = hamiltonian(problem)
 
     def H(
@@ -120,11 +130,11 @@ def augmented(problem: Problem) -> Callable[..., Tensor]:
         after: Tensor,
         x_after: Tensor,
         p: Tensor,
-        rho: Tensor,
+        weights: Tensor,
     ) -> Tensor:
-        hx, h = grad_and_value(plain)(x, u, t, parameters, after)
+        hx, h = grad_and_value(lambda x: plain(x, u, t, parameters, after))(x)
         moved, bent = x_after - problem.f(x, u, t, parameters), p - hx
-        return h + rho[0] / 2 * (moved @ moved + bent @ bent)
+        return h + (weights[0] * (moved @ moved) + weights[1] * (bent @ bent)) / 2
 
     return H
 

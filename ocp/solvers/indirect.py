@@ -189,7 +189,7 @@ def correction(expansion: Expansion, curvature: Curvature, rhs: Conditions) -> t
     """
     v, V = rhs.end, expansion.phixx
     regular = torch.isfinite(v).all(dim=-1)
-    vs, Vs, ks, Ks = [v], [V], [], []
+    vs, Vs, ks, Ks = [v], [V], list[Tensor](), list[Tensor]()
     for t in range(len(expansion.fz) - 1, -1, -1):
         fz, n = expansion.fz[t], expansion.n[t]
         after = v + matvec(V, rhs.gaps[t])

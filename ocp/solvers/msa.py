@@ -8,7 +8,7 @@ at its stage, all stages at once: ``u[t] <- argmin_u H_t(x[t], u, p[t+1])`` (Kry
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -109,17 +109,20 @@ class MSA(Solver):
 class EMSA(Solver):
     """Extended successive approximations: the augmented Hamiltonian keeps the step honest.
 
-    ``H + rho/2 |x' - f|^2 + rho/2 |p - H_x|^2`` punishes controls that move states and costates
-    (Li, Chen, Tai, E, JMLR 2018, algorithm 2). ``trials`` weights, ``growth`` apart, are minimised
-    and rolled out at once; of those that bring ``rules.armijo`` of the fall of H the cheapest is
-    taken, so J never rises. The next weights start one below it, or above all where none was good.
-    The weight stands in the state's and the history's damping.
+    ``H + rho/2 |x' - f|^2 + sigma/2 |p - H_x|^2`` punishes controls that move states and costates
+    (Li, Chen, Tai, E, JMLR 2018, algorithm 2). sigma is rho times the ratio of mean squares of
+    states and costates, so that both are measured on their own scale. ``trials`` weights rho,
+    ``growth`` apart, are minimised and rolled out at once; of those that bring ``rules.armijo``
+    of the fall of H the cheapest is taken, so J never rises. The next weights start one below it,
+    or above all where none was good. rho stands in the history's damping.
 
     Args:
+        weight: the first and smallest rho that is tried.
         growth: ratio of a weight to the one before.
         minimiser: of the augmented Hamiltonian, see `Minimiser`.
     """
 
+    weight: float = 1e-4
     growth: float = 4.0
     minimiser: Minimiser = field(default_factory=ProjectedNewton)
     name: ClassVar[str] = "emsa"
@@ -127,6 +130,12 @@ class EMSA(Solver):
     def __post_init__(self) -> None:
         if not self.growth > 1:
             raise ValueError(f"growth must be greater than 1, got {self.growth}.")
+        if not self.weight > 0:
+            raise ValueError(f"weight must be positive, got {self.weight}.")
+
+    def init(self, problem: Problem, controls: Any = None, states: Any = None) -> State:
+        state = super().init(problem, controls, states)
+        return state._replace(damping=torch.full_like(state.damping, self.weight))
 
     def step_sizes(self, like: Tensor) -> Tensor:
         return like.new_ones(self.trials)
@@ -138,7 +147,9 @@ class EMSA(Solver):
     def direction(self, state: State, expansion: Expansion) -> Direction:
         ps, hus = costates(expansion)
         plain = Hamiltonian(state.engine, state.xs, ps).repeated(self.trials)
-        h = replace(plain, rho=self.weights(state.damping).flatten())
+        rho = self.weights(state.damping)
+        sigma = rho * mean_square(state.xs) / mean_square(ps).clamp_min(torch.finfo(rho.dtype).tiny)
+        h = replace(plain, weights=torch.stack((rho, sigma), dim=-1).flatten(0, 1))
         start = each(lambda u: torch.cat([u] * self.trials, dim=-2), state.us)
         us = self.minimiser(h, start)
         k = each(lambda v, u: (v - u).unflatten(-2, (self.trials, -1)), us, start)
@@ -155,7 +166,8 @@ class EMSA(Solver):
     def decide(self, record: Record, step_sizes: Tensor) -> Decision:
         """Choose the weight, then decide about its one step as for any other method."""
         decrease = record.cost - record.trial_cost
-        good = record.trial_finite & (decrease >= -self.rules.armijo * record.slope)
+        rounding = 16 * torch.finfo(decrease.dtype).eps * record.cost.abs()
+        good = record.trial_finite & (decrease >= -self.rules.armijo * record.slope - rounding)
         choice = torch.where(good, record.trial_cost, torch.inf).argmin(dim=0)
         pick = lambda v: v.gather(0, choice[None])
         one = record._replace(
@@ -181,6 +193,11 @@ class EMSA(Solver):
 def total(stages: Stages) -> Tensor:
     """Sum over the stages: (L,)."""
     return stages.sum(dim=0) if isinstance(stages, Tensor) else torch.stack(stages).sum(dim=0)
+
+
+def mean_square(stages: Stages) -> Tensor:
+    """Of all entries: (B,)."""
+    return flat(stages).square().mean(dim=-1)
 
 
 def best_of(state: State) -> Tensor:
