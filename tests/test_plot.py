@@ -12,13 +12,14 @@ import ocp
 from ocp.animate import animate, draw_frames
 from ocp.plot import plot_solution
 from ocp.problems import REGISTRY, cartpole, masses, pendulum, van_der_pol
+from ocp.starts import zero
 
 F64 = torch.float64
 ENTRIES = pytest.mark.parametrize("entry", REGISTRY.values(), ids=REGISTRY.keys())
 
 
-def short(problem, **options):
-    return problem, ocp.solve(problem, "ilqr", max_iterations=2, **options)
+def short(problem):
+    return problem, ocp.solve(problem, "ilqr", max_iterations=2, starts=zero)
 
 
 def axes_of(figure, label):
@@ -50,7 +51,7 @@ def test_classic_problem_is_labelled_with_units_and_drawn_as_it_is(tmp_path):
 
 def test_converged_cost_is_not_drawn_twice():
     problem = masses(3, horizon=5)
-    solution = ocp.solve(problem)
+    solution = ocp.solve(problem, starts=zero)
     cost = axes_of(plot_solution(problem, solution), "cost").lines[0].get_ydata()
     assert len(cost) == len(solution.history["cost"]) == int(solution.iterations) + 1
 
@@ -69,7 +70,7 @@ def test_bounds_are_drawn_and_the_goal_is_marked():
 def test_bounds_of_each_stage_and_of_one_side():
     lo, hi = torch.full((6, 1), -torch.inf), torch.linspace(0.1, 0.6, 6)[:, None]
     problem = pendulum(horizon=6).replace(control_bounds=(lo, hi))
-    solution = ocp.solve(problem, max_iterations=1)
+    solution = ocp.solve(problem, max_iterations=1, starts=zero)
     dashed = [
         line
         for line in axes_of(plot_solution(problem, solution), "torque [N m]").lines

@@ -25,6 +25,7 @@ from ocp.problems import (
 from ocp.problems.arm import hand, reach
 from ocp.problems.quadrotor3d import FlightCost, body_z
 from ocp.problems.registry import Entry
+from ocp.starts import zero
 
 ENTRIES = pytest.mark.parametrize("entry", REGISTRY.values(), ids=REGISTRY.keys())
 F64 = torch.float64
@@ -370,9 +371,9 @@ def test_quadrotor_in_a_plane_equals_the_planar_one():
         arm=0.2,
         drag_ratio=0.0,  # or the pair's thrust would turn it out of the plane
     )
-    zero = torch.zeros(40, dtype=F64)
+    still = torch.zeros(40, dtype=F64)
     expected, _ = roll_out(flat, pair)
-    xs, _ = roll_out(space, torch.stack((pair[:, 0], zero, pair[:, 1], zero), dim=-1))
+    xs, _ = roll_out(space, torch.stack((pair[:, 0], still, pair[:, 1], still), dim=-1))
     pitch = 2 * torch.atan2(xs[:, 5], xs[:, 3])
     actual = torch.stack((xs[:, 0], xs[:, 2], -pitch, xs[:, 7], xs[:, 9], -xs[:, 11]), dim=-1)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-8)
@@ -475,7 +476,7 @@ def test_chain_of_masses_equals_a_dense_solve():
 def test_bounded_van_der_pol_has_the_published_cost():
     """2.8673 in continuous time (PROPT); the rectangle rule adds dt/2 (l(0) - l(T))."""
     problem = van_der_pol(bound=(-0.3, 1.0))
-    solution = ocp.solve(problem)
+    solution = ocp.solve(problem, starts=zero)
     p, dt = shared(problem), 0.05
     ends = [
         problem.l(solution.states[i], solution.controls[i], torch.tensor(0), p) / dt
@@ -488,14 +489,14 @@ def test_bounded_van_der_pol_has_the_published_cost():
 
 @pytest.mark.parametrize("factory", [unicycle, quadrotor2d, masses, van_der_pol])
 def test_ddp_converges_from_zero_controls(factory):
-    solution = ocp.solve(factory())
+    solution = ocp.solve(factory(), starts=zero)
     assert bool(solution.converged), solution
 
 
 @pytest.mark.slow
 @ENTRIES
 def test_ddp_converges_from_zero_controls_on_every_problem(entry):
-    solution = ocp.solve(entry.factory())
+    solution = ocp.solve(entry.factory(), starts=zero)
     assert bool(solution.converged), solution
 
 
@@ -503,7 +504,7 @@ def test_arm_ends_with_its_hand_at_the_target():
     problem = arm()
     target, lengths = problem.parameters["target"], problem.parameters["lengths"]
     torch.testing.assert_close(hand(problem.goal[:2], lengths), target)
-    solution = ocp.solve(problem)
+    solution = ocp.solve(problem, starts=zero)
     assert bool(solution.converged)
     miss = (hand(solution.states[-1, :2], lengths) - target).norm()
     assert float(miss) < 0.01
@@ -522,11 +523,11 @@ def test_members_of_a_batch_differ_in_masses_and_goals():
     weights = torch.tensor([0.5, 1.0, 2.0], dtype=F64)
     goals = torch.tensor([[0.5, 3, 0, 0], [0, 3.1, 0, 0], [-1, 2, 0, 0]], dtype=F64)
     batch = cartpole(x0=X, horizon=12, per_problem={"mass": weights, "goal": goals})
-    together = ocp.solve(batch, "ilqr", max_iterations=3)
+    together = ocp.solve(batch, "ilqr", max_iterations=3, starts=zero)
     torch.testing.assert_close(batch.goal, goals)
     for b in range(3):
         single = cartpole(x0=X[b], horizon=12, mass=float(weights[b]), goal=goals[b])
-        alone = ocp.solve(single, "ilqr", max_iterations=3)
+        alone = ocp.solve(single, "ilqr", max_iterations=3, starts=zero)
         torch.testing.assert_close(together.states[b], alone.states, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(together.cost[b], alone.cost, rtol=1e-9, atol=1e-9)
 
@@ -544,11 +545,11 @@ def test_members_of_a_batch_differ_in_masses_and_goals():
 )
 def test_per_problem_data_make_a_batch_of_one_state(factory, data):
     batch = factory(horizon=4, per_problem=data)
-    solution = ocp.solve(batch, "ilqr", max_iterations=2)
+    solution = ocp.solve(batch, "ilqr", max_iterations=2, starts=zero)
     assert solution.states.shape == (2, 5, batch.x0.shape[-1])
     assert float((solution.states[0] - solution.states[1]).abs().max()) > 1e-9
     one = {k: torch.as_tensor(v, dtype=F64)[1:] for k, v in data.items()}
-    alone = ocp.solve(factory(horizon=4, per_problem=one), "ilqr", max_iterations=2)
+    alone = ocp.solve(factory(horizon=4, per_problem=one), "ilqr", max_iterations=2, starts=zero)
     torch.testing.assert_close(solution.states[1:], alone.states, rtol=1e-9, atol=1e-9)
 
 
@@ -556,7 +557,7 @@ def test_per_problem_data_make_a_batch_of_one_state(factory, data):
 def test_single_precision_stays_single(entry):
     double = entry.factory()
     problem = entry.factory(x0=double.x0.float(), horizon=3)
-    solution = ocp.solve(problem, max_iterations=1)
+    solution = ocp.solve(problem, max_iterations=1, starts=zero)
     assert solution.controls.dtype == solution.cost.dtype == torch.float32
     assert all(v.dtype == torch.float32 for v in problem.parameters.values())
 
