@@ -174,7 +174,9 @@ class ProjectedNewton:
             steps, promise = newton_steps(hamiltonian, us)
             worth = each(lambda d, v: d > rounding * (1 + v.abs()), promise, value)
             if not any(bool(w.any()) for w in worth):
-                break
+                # The values of H cannot tell these steps from none, the controls still can: the
+                # minimum of a quadratic is flat, half the digits of u are in the last step.
+                return each(torch.add, us, steps)
             tried = each(self.fan, us, steps)
             sizes = each(self.search, many.value(tried), value, promise)
             us = each(lambda u, k, a: u + a[..., None] * k, us, steps, sizes)

@@ -31,7 +31,7 @@ class MSA(Solver):
     Args:
         relaxation: fraction of the way to the minimiser that is gone, in (0, 1].
         minimiser: of the Hamiltonian, see `Minimiser`.
-        patience: iterations without a new lowest cost after which it stops, as STALLED.
+        patience: iterations without a new lowest cost or residual after which it stops, STALLED.
     """
 
     relaxation: float = 1.0
@@ -53,7 +53,11 @@ class MSA(Solver):
         h = Hamiltonian(state.engine, state.xs, ps)
         toward = lambda v, u: self.relaxation * (v - u)
         k = each(toward, self.minimiser(h, state.us), state.us)
-        slope = total(h.value(each(torch.add, state.us, k))) - total(h.value(state.us))
+        slope = fall(h, state.us, each(torch.add, state.us, k))
+        memory = state.memory
+        if memory is None:
+            never = torch.full_like(state.cost, torch.inf)
+            memory = remember(flat(state.us), state.cost, never, torch.zeros_like(never))
         return Direction(
             policy=Policy(k, None),
             slope=slope,
@@ -61,12 +65,14 @@ class MSA(Solver):
             residual=largest_projected(state.engine.problem, hus, state.us),
             usable=torch.isfinite(slope),
             sweeps=1,
-            memory=best_of(state) if state.memory is None else state.memory,
+            memory=memory,
         )
 
     def decide(self, record: Record, step_sizes: Tensor) -> Decision:
         """Any finite iterate is accepted; where none is finite the map has broken down."""
         indifferent = -(torch.finfo(record.cost.dtype).max ** 0.5)
+        # Nor does it matter when the cost stops to move: the controls may still do.
+        record = record._replace(weak=torch.zeros_like(record.weak))
         decision = decide(record, step_sizes, replace(self.rules, armijo=indifferent))
         return stalled(decision, (decision.status == Status.RUNNING) & ~decision.accepted)
 
@@ -74,11 +80,17 @@ class MSA(Solver):
     def step(self, problem: Problem, state: State) -> State:
         state = super().step(problem, state)
         assert state.memory is not None
-        us, cost, waited = state.memory
         running = state.status == Status.RUNNING
-        better = state.cost < cost[:, 0]
-        memory = torch.where(better[:, None], best_of(state), torch.stack((us, cost, waited + 1)))
-        given_up = running & (memory[2, :, 0] >= self.patience)
+        best, (cost, residual, waited) = state.memory[0], state.memory[1:, :, 0]
+        better, closer = state.cost < cost, state.residual < residual
+        waited = torch.where(better | closer, 0, waited + 1)
+        memory = remember(
+            torch.where(better[:, None], flat(state.us), best),
+            torch.where(better, state.cost, cost),
+            torch.where(closer, state.residual, residual),
+            waited,
+        )
+        given_up = running & (waited >= self.patience)
         status = torch.where(given_up, int(Status.STALLED), state.status)
         return state._replace(memory=memory, status=status)
 
@@ -153,7 +165,7 @@ class EMSA(Solver):
         start = each(lambda u: torch.cat([u] * self.trials, dim=-2), state.us)
         us = self.minimiser(h, start)
         k = each(lambda v, u: (v - u).unflatten(-2, (self.trials, -1)), us, start)
-        slope = (total(plain.value(us)) - total(plain.value(start))).unflatten(0, (self.trials, -1))
+        slope = fall(plain, start, us).unflatten(0, (self.trials, -1))
         return Direction(
             policy=Policy(k, None),
             slope=slope,  # (A, B): of H, each weight has its own
@@ -190,9 +202,11 @@ class EMSA(Solver):
         return stalled(decision, running & (after > self.rules.damping_max))
 
 
-def total(stages: Stages) -> Tensor:
-    """Sum over the stages: (L,)."""
-    return stages.sum(dim=0) if isinstance(stages, Tensor) else torch.stack(stages).sum(dim=0)
+def fall(h: Hamiltonian, before: Stages, after: Stages) -> Tensor:
+    """Change of the sum of H over the stages, at most 0 (what is more is rounding): (L,)."""
+    change = each(torch.sub, h.value(after), h.value(before))
+    whole = change if isinstance(change, Tensor) else torch.stack(change)
+    return whole.sum(dim=0).clamp_max(0)
 
 
 def mean_square(stages: Stages) -> Tensor:
@@ -200,10 +214,9 @@ def mean_square(stages: Stages) -> Tensor:
     return flat(stages).square().mean(dim=-1)
 
 
-def best_of(state: State) -> Tensor:
-    """The state as the best seen: its controls, its cost, and 0 iterations since: (3, B, N)."""
-    us = flat(state.us)
-    return torch.stack((us, state.cost[:, None].expand_as(us), torch.zeros_like(us)))
+def remember(us: Tensor, cost: Tensor, residual: Tensor, waited: Tensor) -> Tensor:
+    """Cheapest controls (B, N) and their cost; lowest residual; steps without either: (4, B, N)."""
+    return torch.stack((us, *(v[:, None].expand_as(us) for v in (cost, residual, waited))))
 
 
 def stalled(decision: Decision, mask: Tensor) -> Decision:
