@@ -1,6 +1,9 @@
 """Sphinx configuration: `sphinx-build -W docs docs/_build/html`."""
 
 import os
+import re
+from collections.abc import Iterator
+from typing import Any
 
 import ocp
 
@@ -13,7 +16,6 @@ release = version = ocp.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
     "sphinx_gallery.gen_gallery",
 ]
@@ -27,10 +29,11 @@ html_title = f"torch-ocp {release}"
 
 # The package's docstrings write `name` for code, not for a cross-reference.
 default_role = "code"
+nitpicky = True  # a reference that leads nowhere is a warning
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": True}
-napoleon_use_rtype = False
+autodoc_default_options = {"members": True}
+nitpick_ignore_regex = [("py:class", r"(torch|collections|numpy)\..*")]
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
@@ -44,3 +47,34 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "download_all_examples": False,
 }
+
+
+def prepare(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Our docstrings as reStructuredText: sections become definition lists, bars are no markup.
+
+    napoleon takes ``A (n', n), B (n', m): text`` for one argument with a type.
+    """
+    parts = re.split(r"(``.*?``)", "\n".join(sections(lines)), flags=re.DOTALL)
+    parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
+    lines[:] = "".join(parts).split("\n")
+
+
+def sections(lines: list[str]) -> Iterator[str]:
+    section = ""
+    for line in lines:
+        if line in ("Args:", "Attributes:", "Returns:", "Raises:"):
+            section = line[:-1]
+            yield from ("", f"**{section}**", "")
+        elif line.startswith("    ") and section:
+            head, colon, text = line[4:].partition(": ")
+            if colon and not head.startswith(" ") and section != "Returns":
+                yield from (f"``{head}``", f"    {text}")
+            else:
+                yield line[4:]
+        else:
+            section = section if not line else ""
+            yield line
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", prepare)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ocp.compare import prepare, status_text, surroundings
+from ocp.compare import prepare, status_text, surroundings, zeros
 from ocp.problem import Problem
 from ocp.problems import REGISTRY
 from ocp.solution import Solution
@@ -104,11 +104,12 @@ PER_PROBLEM = ("horizon", "problems", "device", "dtype")
 
 def row(name: str, problem: Problem, method: str, engine: str, repeats: int, options: Row) -> Row:
     solver = make_solver(method, engine=engine, **options)
-    prepare(problem, solver, None)
+    controls = zeros(problem)
+    prepare(problem, solver, controls)
     solutions, cpu = [], []
     for _ in range(repeats):
         begin = time.process_time()
-        solutions.append(solve(problem, solver, engine=engine, progress=False))
+        solutions.append(solve(problem, solver, controls, engine=engine, progress=False))
         cpu.append(time.process_time() - begin)
     last = solutions[-1]
     steps = max(1, len(last.history["seconds"]))

@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -38,7 +38,6 @@ from ocp.cli_output import (
     write_solution,
 )
 from ocp.extras import need
-from ocp.problem import Problem
 from ocp.problems import REGISTRY
 from ocp.tables import Row, Table
 
@@ -65,6 +64,9 @@ Options = Annotated[
     typer.Option("--option", metavar="KEY=VALUE", help="Option of the method or its rules."),
 ]
 EngineName = Annotated[str, typer.Option("--engine", help="auto or eager.")]
+StartName = Annotated[
+    str | None, typer.Option("--start", help="A start, several with commas, or portfolio.")
+]
 MaxIterations = Annotated[int | None, typer.Option("--max-iterations", min=1)]
 Tolerance = Annotated[
     float | None, typer.Option("--tolerance", help="On the largest projected gradient.")
@@ -123,9 +125,7 @@ def solve(
     target: Target,
     method: Annotated[str, typer.Option("--method", help="See ocp list.")] = "ddp",
     engine: EngineName = "auto",
-    start_name: Annotated[
-        str | None, typer.Option("--start", help="A start, several with commas, or portfolio.")
-    ] = None,
+    start_name: StartName = None,
     max_iterations: MaxIterations = None,
     tolerance: Tolerance = None,
     settings: Settings = None,
@@ -173,6 +173,7 @@ def compare(
         str, typer.Option("--methods", help="Names with commas, or all.")
     ] = "pmp,ilqr,ddp",
     engine: EngineName = "auto",
+    start_name: StartName = None,
     max_iterations: MaxIterations = None,
     tolerance: Tolerance = None,
     settings: Settings = None,
@@ -184,7 +185,7 @@ def compare(
     ] = False,
     noise: Annotated[
         str, typer.Option("--noise", help="Its standard deviations.")
-    ] = "0.01,0.03,0.1,0.3",
+    ] = "0.001,0.003,0.01,0.03,0.1",
     kind: Annotated[str, typer.Option("--kind", help="state, control or initial.")] = "state",
     samples: Annotated[int, typer.Option("--samples", min=1)] = 200,
     seed: Annotated[int, typer.Option("--seed")] = 0,
@@ -196,6 +197,7 @@ def compare(
     traceback: ShowTraceback = False,
 ) -> None:
     """Solve one problem by several methods; tables, and with --out files. Exit status as solve."""
+    from ocp.compare import compare as run
     from ocp.monte_carlo import check_study
     from ocp.monte_carlo import monte_carlo as robustness_of
 
@@ -209,10 +211,14 @@ def compare(
             raise UserError(f"--out {out}: this is a file, a folder is needed.")
         if out is not None:
             need("matplotlib", "plot", "--out")
+        arguments = rules(max_iterations, tolerance, None)
+        if start_name is not None:
+            arguments["starts"] = start(start_name)
         problem = load_problem(target, settings or [])
         if animate:
             drawable(problem, "--animate")
-        result = ocp_compare(problem, names, engine, max_iterations, tolerance, quiet or as_json)
+        silent = False if quiet or as_json else None
+        result = run(problem, names, engine=engine, progress=silent, **arguments)
         robustness = None
         if monte_carlo:
             best = result.solutions[result.best_method or next(iter(result.solutions))]
@@ -299,20 +305,6 @@ def numbers(text: str, option: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"{option} needs numbers with commas, got {text!r}.") from None
-
-
-def ocp_compare(
-    problem: Problem,
-    names: Sequence[str],
-    engine: str,
-    max_iterations: int | None,
-    tolerance: float | None,
-    silent: bool,
-) -> Any:
-    from ocp.compare import compare as run
-
-    arguments = rules(max_iterations, tolerance, None)
-    return run(problem, names, engine=engine, progress=False if silent else None, **arguments)
 
 
 def summary(name: str) -> Row:

@@ -81,7 +81,7 @@ def write_comparison(
 def show(table: Table) -> None:
     """On a terminal with rich's lines; into a file as plain text, not cut to a terminal's width."""
     if sys.stdout.isatty():
-        Console().print(table)
+        Console().print(table, end="\n\n")
     else:
         typer.echo(f"{table}\n")
 

@@ -17,7 +17,7 @@ from ocp.problem import Problem
 from ocp.solution import Solution, Status
 from ocp.solve import make_solver, solve
 from ocp.solvers.decide import Rules
-from ocp.solvers.loop import Solver
+from ocp.solvers.loop import Solver, zero_controls
 from ocp.tables import Row, Table, number, write_csv, write_json
 
 COUNTS = ("iterations", "expansions", "sweeps", "rollouts")
@@ -170,7 +170,7 @@ class Comparison:
                 goal = ""
         reached = ("reached",) if many else ()
         return results, Table(
-            "Work until cost (relative to the best) or residual is within a tolerance",
+            "Work until cost (relative to the best) or residual is within",
             ("within", "method", *reached, "iter.", "expansions", "sweeps", "rollouts", "seconds"),
             work,
             align="<<",
@@ -182,8 +182,8 @@ class Comparison:
         best = self.best_method
         reference = f"V_x of {best}" if best else "V_x"
         notes = [
-            "excess: cost above the best, relative; |Q_u|, |H_u|: projected, largest over stages",
-            f"p-V_x: costates against {reference}, largest over stages, relative",
+            "excess: cost above the best, relative. |Q_u|, |H_u|: projected, largest",
+            f"p-V_x: costates against {reference}, relative, largest over stages",
         ]
         for method, s in self.solutions.items():
             if not self.problem.batched and s.status != Status.CONVERGED:
@@ -251,7 +251,8 @@ def compare(
         problem: a problem, or a batch (the numbers are then medians and counts).
         methods: names of `ocp.METHODS`, or solver objects (called by their name, "ddp 2" for the
             second of a name).
-        controls: the start of all, as for `ocp.solve`; zero if None.
+        controls: the start of all, as for `ocp.solve`; zero if None. ``starts="portfolio"`` or
+            another start, for all or in the options of one, replaces them.
         options: by method, more arguments of `ocp.solve` (states, starts, tolerance, ...).
         cost_tolerances: relative to the best cost found by any of them.
         residual_tolerances: on the largest projected gradient, absolute.
@@ -275,8 +276,9 @@ def compare(
             f"options are given for {sorted(unknown)}; the methods compared are {', '.join(asked)}."
         )
     calls = {name: call(m, engine, shared | own.get(name, {})) for name, m in asked.items()}
-    if controls is not None:
-        layout.controls_in(problem, controls)
+    # Explicit zeros: all methods start at one point, which `ocp.solve` may choose better.
+    first = zeros(problem) if controls is None else controls
+    layout.controls_in(problem, first)
     solutions: dict[str, Solution] = {}
     curves: dict[str, Curve] = {}
     refused: dict[str, str] = {}
@@ -284,11 +286,11 @@ def compare(
         if any(interrupted(s) for s in solutions.values()):
             refused[name] = "not run after Ctrl-C"
             continue
-        start = given if "starts" in given else {"controls": controls} | given
+        start = given if "starts" in given else {"controls": first} | given
         counter = Counter()
         try:
             if warm_up:
-                prepare(problem, solver, controls)
+                prepare(problem, solver, first)
             solution = solve(
                 problem,
                 solver,
@@ -338,6 +340,11 @@ def call(method: str | Solver, engine: str, options: Row) -> tuple[Solver, Row]:
         method, engine=engine, **{k: v for k, v in options.items() if k not in own}
     )
     return solver, {k: v for k, v in options.items() if k in own}
+
+
+def zeros(problem: Problem) -> Any:
+    """Zero controls in the user's layout."""
+    return layout.stages_out(problem, zero_controls(problem))
 
 
 def prepare(problem: Problem, solver: Solver, controls: Any) -> None:

@@ -16,9 +16,10 @@ from ocp.solvers.loop import Report
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Point k describes the iterate after k iterations; K + 1 points, B problems (1 for one).
+    """Point k describes the iterate after k steps of the loop; K + 1 points, B problems (or 1).
 
     Attributes:
+        iterations: made until then (K + 1, B). From 0 unless the start itself iterated.
         cost, gap: of the iterate (K + 1, B); gap is sum |f(x, u) - x'|.
         residual: largest projected gradient that the method's own step saw at the iterate
             (K + 1, B): |Q_u| of its sweep, or |H_u|. nan where no step was made from it.
@@ -28,6 +29,7 @@ class Curve:
             certificate, the same for every method, is not counted.
     """
 
+    iterations: Tensor
     cost: Tensor
     gap: Tensor
     residual: Tensor
@@ -48,7 +50,7 @@ class Spent(NamedTuple):
 
 
 class Counter:
-    """Callback that notes what was spent after each step: expansions, sweeps, roll-outs.
+    """Callback that notes after each step what was spent so far.
 
     Lists over steps of (M B,), M starts of a portfolio one after another.
     """
@@ -56,6 +58,7 @@ class Counter:
     def __init__(self) -> None:
         self.created = time.perf_counter()
         self.before = 0.0  # seconds until the first step began
+        self.iterations: list[Tensor] = []
         self.expansions: list[Tensor] = []
         self.sweeps: list[Tensor] = []
         self.rollouts: list[Tensor] = []
@@ -66,6 +69,7 @@ class Counter:
         now = report.state.rows[-1]["running"].to(torch.int64)
         before = self.expansions[-1] if self.expansions else torch.zeros_like(now)
         self.expansions.append(before + now)
+        self.iterations.append(report.state.iterations)
         self.sweeps.append(report.state.sweeps)
         self.rollouts.append(report.state.rollouts)
 
@@ -73,9 +77,9 @@ class Counter:
 def curve(problem: Problem, solution: Solution, counter: Counter) -> Curve:
     """The curve of a finished solve that ``counter`` watched.
 
-    A history has a row a step, written with the cost before it. The last row of a problem that
-    converged is a test that moved nothing, so its cost is the final one; a solve that ended for
-    another reason moved in its last step, and the final point is appended.
+    A history has a row a step, written with the cost before it. The last step of a problem that
+    converged is a test that counts as no iteration, so its row has the final cost; a solve that
+    ended for another reason moved in its last step, and the final point is appended.
     """
     history, B = solution.history, problem.batch
     steps = len(counter.sweeps)
@@ -84,9 +88,13 @@ def curve(problem: Problem, solution: Solution, counter: Counter) -> Curve:
         k: history[k][:steps].reshape(steps, B).to(final.dtype) if steps else final[:0]
         for k in ("cost", "gap", "residual")
     }
-    append = steps <= int(solution.iterations.max())
-    points = steps + append
-    one, last = final.new_zeros(1, B), slice(0, points)
+    one = final.new_zeros(1, B)
+    start = torch.as_tensor(solution.extra.get("start", 0), device=final.device).reshape(-1)
+    winner = start.expand(B)[None]  # of a portfolio's members
+    made = [v.reshape(-1, B).gather(0, winner).to(one) for v in counter.iterations]
+    iterations = torch.cat((one, *made))
+    append = steps == 0 or bool((iterations[-1] != iterations[-2]).any())
+    last = slice(0, steps + append)
 
     def spent(steps: list[Tensor], total: Tensor | None = None) -> Tensor:
         # A portfolio's starts are all paid for, though the curve is that of the winner.
@@ -97,6 +105,7 @@ def curve(problem: Problem, solution: Solution, counter: Counter) -> Curve:
     sweeps = spent(counter.sweeps, solution.sweeps)
     seconds = history["seconds"][:steps] if steps else torch.zeros(0)
     return Curve(
+        iterations=(iterations + solution.iterations.reshape(1, B) - iterations[-1:])[last],
         cost=torch.cat((rows["cost"], final))[last],
         gap=torch.cat((rows["gap"], solution.gap.reshape(1, B)))[last],
         residual=torch.cat((rows["residual"], one + torch.nan))[last],
@@ -116,10 +125,8 @@ def reach(curve: Curve, met: Tensor) -> Spent:
         return torch.where(ever, spent.gather(0, first[None])[0], never)
 
     seconds = curve.seconds.to(never)[:, None].expand_as(curve.cost)
-    return Spent(
-        torch.where(ever, first.to(never), never),
-        *(until(s) for s in (curve.expansions, curve.sweeps, curve.rollouts, seconds)),
-    )
+    spent = (curve.iterations, curve.expansions, curve.sweeps, curve.rollouts, seconds)
+    return Spent(*(until(s) for s in spent))
 
 
 def same_layout(problem: Problem, value: object) -> list[Tensor]:

@@ -118,7 +118,7 @@ class Robustness:
 def monte_carlo(
     problem: Problem,
     solution: Solution,
-    noise: Sequence[float] = (0.01, 0.03, 0.1, 0.3),
+    noise: Sequence[float] = (0.001, 0.003, 0.01, 0.03, 0.1),
     samples: int = 200,
     kind: Kind = "state",
     *,

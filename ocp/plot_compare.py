@@ -51,7 +51,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
         (0, costs, "cost above the best, relative"),
         (1, residuals, "largest projected gradient of the step"),
     ):
-        iterations = lambda m: torch.arange(len(comparison.curves[m].cost))
+        iterations = lambda m: comparison.curves[m].iterations.amax(dim=-1)
         seconds = lambda m: comparison.curves[m].seconds
         curves(axes[row, 0], values, iterations, "iteration", label)
         curves(axes[row, 1], values, seconds, "seconds", label)

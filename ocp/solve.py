@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from ocp.solution import Solution
 from ocp.solvers import METHODS
 from ocp.solvers.decide import Rules
 from ocp.solvers.loop import Callback, Solver
-from ocp.solvers.run import run
+from ocp.starts import Guess, default, solve_from
 
 
 def make_solver(method: str | Solver = "ddp", **options: Any) -> Solver:
@@ -58,9 +57,12 @@ def solve(
     Args:
         problem: what to solve.
         method: "ilqr", "ddp", "newton", "lqr", "pmp", ... (`ocp.METHODS`), or a solver object.
-        controls: initial controls (T, m) or (B, T, m), or a list over t; zero if None.
-        states: initial states (T+1, n) or (B, T+1, n), which need not follow from the controls.
-        starts: a start of `ocp.starts`, a list of them, or "portfolio"; instead of controls.
+        controls: initial controls (T, m) or (B, T, m), or a list over t.
+        states: initial states (T+1, n) or (B, T+1, n), which need not follow from the controls;
+            the controls are zero if they are not given.
+        starts: instead of these a start of `ocp.starts`, a list of them, an earlier solution, or
+            "portfolio". With nothing given: `ocp.starts.default`, which is zero controls unless
+            the problem states a goal.
         engine: "auto" or "eager".
         callback: called with a `Report` after each step; a true answer stops.
         time_limit: seconds.
@@ -72,19 +74,10 @@ def solve(
         ImportError: progress is True and rich is missing.
     """
     solver = make_solver(method, engine=engine, **options)
-    begin = time.perf_counter()
-    if starts is not None:
-        from ocp.starts import solve_from
-
-        if controls is not None or states is not None:
-            raise ValueError("give either starts, or controls and states.")
-        with watched(progress, callback, solver, problem) as watch:
-            return solve_from(problem, solver, starts, watch, time_limit)
-    state = solver.init(problem, controls, states)
+    if starts is None:
+        given = controls is not None or states is not None
+        starts = Guess(controls, states) if given else default
+    elif controls is not None or states is not None:
+        raise ValueError("give either starts, or controls and states.")
     with watched(progress, callback, solver, problem) as watch:
-        state, seconds = run(solver, problem, state, watch, time_limit)
-    solution = solver.result(problem, state)
-    import torch
-
-    history = {**solution.history, "seconds": torch.tensor(seconds, dtype=torch.float64)}
-    return replace(solution, history=history, seconds=time.perf_counter() - begin)
+        return solve_from(problem, solver, starts, watch, time_limit)

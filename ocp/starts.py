@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ocp import layout
 from ocp.problem import Problem, Stages
-from ocp.solution import Solution
+from ocp.solution import Solution, Status
 from ocp.solvers.loop import Callback, Solver, State, zero_controls
-from ocp.solvers.run import run
+from ocp.solvers.run import finish, run, stopped
 from ocp.solvers.subset import subproblem, take
 from ocp.stages import each, pack
 
@@ -31,11 +31,13 @@ class Guess(NamedTuple):
 
     controls: Any
     states: Any = None
+    iterations: Tensor | int = 0
     rollouts: Tensor | int = 0
     sweeps: Tensor | int = 0
 
 
 Start = Callable[[Problem, Solver], Guess]
+SPENT = ("iterations", "rollouts", "sweeps")
 
 
 def zero(problem: Problem, solver: Solver) -> Guess:
@@ -94,9 +96,10 @@ class weight_continuation:  # noqa: N801
         guess = zero(problem, solver)
         for weight in self.weights:
             easier = problem.replace(cost=Weighted(problem, weight))
-            state, _ = run(loose, easier, loose.init(easier, guess.controls))
+            state = finish(loose, easier, loose.init(easier, guess.controls))
             guess = Guess(
                 layout.stages_out(problem, state.us),
+                iterations=guess.iterations + state.iterations,
                 rollouts=guess.rollouts + state.rollouts,
                 sweeps=guess.sweeps + state.sweeps,
             )
@@ -105,7 +108,7 @@ class weight_continuation:  # noqa: N801
 
 @dataclass(frozen=True)
 class settle:  # noqa: N801
-    """Try a start that leaves gaps for a few iterations; problems whose gaps stay open take another.
+    """A start that leaves gaps, for a few iterations; where the gaps stay open, another start.
 
     Where the gaps of a guess close, they close early, and the minimum is a good one; where they
     do not, hundreds of iterations are lost.
@@ -123,12 +126,12 @@ class settle:  # noqa: N801
     def __call__(self, problem: Problem, solver: Solver) -> Guess:
         short = replace(solver, rules=replace(solver.rules, max_iterations=self.patience))
         guess = self.first(problem, solver)
-        tried, _ = run(short, problem, short.init(problem, guess.controls, guess.states))
+        tried = finish(short, problem, short.init(problem, guess.controls, guess.states))
         closed = (tried.gap <= solver.rules.tolerances(tried.gap.dtype)[2]) & torch.isfinite(
             tried.cost
         )
         xs, us = tried.xs, tried.us
-        rollouts, sweeps = tried.rollouts + guess.rollouts, tried.sweeps + guess.sweeps
+        spent = [getattr(tried, k) + getattr(guess, k) for k in SPENT]
         left = (~closed).nonzero()[:, 0]
         if len(left) > 0:
             rest = subproblem(problem, left) if problem.batched else problem
@@ -138,10 +141,10 @@ class settle:  # noqa: N801
                 each(lambda whole, part: whole.index_copy(-2, left, part), a, b)
                 for a, b in ((xs, start.xs), (us, start.us))
             )
-            rollouts = rollouts.index_add(0, left, second.rollouts + torch.ones_like(left))
-            sweeps = sweeps.index_add(0, left, second.sweeps + torch.zeros_like(left))
+            more = [torch.zeros_like(left) + getattr(second, k) for k in SPENT]
+            spent = [a.index_add(0, left, b) for a, b in zip(spent, more, strict=True)]
         states = layout.stages_out(problem, xs, per_sample=True)
-        return Guess(layout.stages_out(problem, us), states, rollouts, sweeps)
+        return Guess(layout.stages_out(problem, us), states, *spent)
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,20 @@ class warm:  # noqa: N801
         return Guess(torch.cat((controls[..., self.shift :, :], last), dim=-2))
 
 
+def default(problem: Problem, solver: Solver) -> Guess:
+    """What `ocp.solve` starts from when it is given nothing.
+
+    Where the problem states a goal, its sizes are constant and the method closes gaps: the way to
+    the goal in a third of the horizon, or weight continuation where that does not settle. Zero
+    controls otherwise.
+    """
+    if problem.goal is None or not problem.uniform or not solver.accepts_gaps:
+        return zero(problem, solver)
+    if problem.shared_controls or solver.name == "lqr":
+        return zero(problem, solver)
+    return settle(interpolate(0.35), weight_continuation(), 15)(problem, solver)
+
+
 PORTFOLIO: tuple[Start, ...] = (zero, interpolate(0.125), weight_continuation())
 
 
@@ -192,6 +209,8 @@ def chosen(problem: Problem, starts: Any) -> list[Start]:
         return [s for s in PORTFOLIO if problem.goal is not None or not isinstance(s, interpolate)]
     if isinstance(starts, Solution):
         return [warm(starts)]
+    if isinstance(starts, Guess):
+        return [lambda problem, solver: starts]
     if callable(starts):
         return [starts]
     if not isinstance(starts, Sequence) or not starts or not all(callable(s) for s in starts):
@@ -208,25 +227,31 @@ def solve_from(
 ) -> Solution:
     """Solve from one start or several; ``extra["start"]`` says which won, per problem.
 
-    Roll-outs and sweeps of the result count all starts.
+    Iterations, roll-outs and sweeps of the result count all starts and what led to them.
     """
     begin = time.perf_counter()
     members = chosen(problem, starts)
-    guesses = [start(problem, solver) for start in members]
-    many = problem.repeat(len(members)) if len(members) > 1 else problem
-    state, seconds = run(solver, many, joined(many, problem, solver, guesses), callback, time_limit)
-    counts = {
-        k: sum(getattr(g, k) for g in guesses)
-        + getattr(state, k).reshape(len(members), -1).sum(dim=0)
-        for k in ("rollouts", "sweeps")
-    }
+    try:
+        guesses = [start(problem, solver) for start in members]
+        limit = None if time_limit is None else time_limit - (time.perf_counter() - begin)
+        many = problem.repeat(len(members)) if len(members) > 1 else problem
+        state = joined(many, problem, solver, guesses)
+        state, seconds = run(solver, many, state, callback, limit)
+    except KeyboardInterrupt:  # before the problem itself had begun: what there is, is its start
+        members, guesses, seconds = [zero], [zero(problem, solver)], ()
+        state = stopped(solver.init(problem, guesses[0].controls), Status.INTERRUPTED)
     best = cheapest(state, len(members), problem.batch, solver)
+    counts = {
+        k: (getattr(state, k).reshape(len(members), -1) + before).sum(dim=0)
+        for k in SPENT
+        for before in [torch.stack([best * 0 + getattr(g, k) for g in guesses])]
+    }
     if len(members) > 1:
         index = best * problem.batch + torch.arange(problem.batch, device=best.device)
         state = take(state, index, problem, solver)
     solution = solver.result(problem, state._replace(**counts))
     history = {**solution.history, "seconds": torch.tensor(seconds, dtype=torch.float64)}
-    extra = {"start": layout.batch_out(problem, best)}
+    extra = {"start": layout.batch_out(problem, best)} if len(members) > 1 else {}
     elapsed = time.perf_counter() - begin
     return replace(solution, history=history, seconds=elapsed, extra=extra)
 
@@ -235,7 +260,10 @@ def joined(many: Problem, problem: Problem, solver: Solver, guesses: list[Guess]
     """One state of all guesses, copy by copy; those without states are rolled out first."""
     if len(guesses) == 1:
         return solver.init(problem, guesses[0].controls, guesses[0].states)
-    us = [layout.controls_in(problem, g.controls) for g in guesses]
+    us = [
+        zero_controls(problem) if g.controls is None else layout.controls_in(problem, g.controls)
+        for g in guesses
+    ]
     controls = beside(us, problem)
     if all(g.states is None for g in guesses):
         return solver.init(many, layout.stages_out(many, controls))

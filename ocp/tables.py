@@ -48,12 +48,7 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(
-            title=Text(self.title, style="bold"),
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-        )
+        table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for i, (name, side) in enumerate(zip(self.columns, self.sides, strict=True)):
             text = side == "<"
             table.add_column(
@@ -66,6 +61,7 @@ class Table:
         if table.__rich_measure__(console, unlimited).minimum > options.max_width:
             yield Text(str(self))
             return
+        yield Text(self.title, style="bold")
         yield table
         yield from (Text(f"  {note}") for note in self.notes)
 

@@ -11,14 +11,9 @@ import pytest
 import torch
 
 import ocp
-from ocp.bench import bench
-from ocp.doctor import self_test
-from ocp.problems import REGISTRY
 
-typer = pytest.importorskip("typer")
-from typer.testing import CliRunner  # noqa: E402
-
-from ocp.cli_app import app  # noqa: E402
+pytest.importorskip("typer")
+from command import mistake, run
 
 MINE = """
 import torch
@@ -68,22 +63,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
-
-
-def run(*arguments, status=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == status, result.output
-    return result
-
-
-def mistake(*arguments):
-    """Standard error of a command that must exit with 2: one readable error, no traceback."""
-    result = run(*arguments, status=2)
-    assert result.stdout == "" and "Traceback" not in result.stderr
-    assert result.stderr.count("Error") >= 1
-    return result.stderr
 
 
 # -- solve -------------------------------------------------------------------------------------
@@ -144,12 +123,9 @@ def test_a_saved_solution_is_loaded_and_starts_the_next_solve(folder):
 
 def test_a_builtin_problem_is_plotted_and_animated(folder):
     pytest.importorskip("matplotlib")
-    small = ("--set", "horizon=5", "--max-iterations", 2)
-    result = CliRunner().invoke(
-        app,
-        ["solve", "pendulum", *map(str, small), "--plot", "p.png", "--animate", "p.gif", "--quiet"],
-    )
-    assert result.exit_code in (0, 1) and result.output == ""
+    small = ("--set", "horizon=5", "--start", "zero", "--max-iterations", 1)
+    files = ("--plot", "p.png", "--animate", "p.gif")
+    assert run("solve", "pendulum", *small, *files, "--quiet", status=1).output == ""
     assert Path("p.png").read_bytes()[:4] == b"\x89PNG" and Path("p.gif").read_bytes()[:3] == b"GIF"
 
 
@@ -234,8 +210,7 @@ def test_a_file_called_torch_does_not_hide_torch(folder):
 
 
 def test_traceback_is_there_for_those_who_ask(folder):
-    result = process("solve", "mine.py:fails", "--traceback")
-    assert result.returncode == 2
+    result = run("solve", "mine.py:fails", "--traceback", status=2)
     assert "Traceback" in result.stderr and "return 1 / 0" in result.stderr
 
 
@@ -300,73 +275,6 @@ def test_compare_as_json_and_its_exit_status(folder):
 def test_compare_explains_mistakes_before_it_solves(folder, arguments, words, monkeypatch):
     monkeypatch.setattr(import_module("ocp.compare"), "solve", None)
     assert words in mistake("compare", "mine.py:problem", *arguments)
-
-
-def test_list_names_every_problem_with_its_sizes():
-    out = run("list").stdout
-    facts = json.loads(run("list", "--json").stdout)
-    assert [r["name"] for r in facts["problems"]] == list(REGISTRY)
-    for row in facts["problems"]:
-        assert row["name"] in out and row["description"] in out
-    assert facts["methods"] == list(ocp.METHODS)
-    cartpole = next(r for r in facts["problems"] if r["name"] == "cartpole")
-    assert (cartpole["n"], cartpole["m"]) == (4, 1)
-
-
-def test_list_of_a_name_shows_what_can_be_set():
-    out = run("list", "cartpole").stdout
-    assert "pole_mass=0.2" in out and "bound=None" in out
-    assert "bound=7.0" in run("list", "cartpole_bounded").stdout
-    assert "Did you mean cartpole" in mistake("list", "cartpol")
-
-
-def test_bench_times_what_it_names(tmp_path):
-    out = tmp_path / "b.json"
-    run(
-        "bench",
-        "van_der_pol",
-        "--methods",
-        "ilqr",
-        "--repeats",
-        2,
-        "--max-iterations",
-        2,
-        "--out",
-        out,
-    )
-    content = json.loads(out.read_text())
-    (row,) = content["rows"]
-    assert row["problem"] == "van_der_pol" and row["iterations"] == 2
-    # The loop is part of the solve; per iteration it cannot take more than all of it.
-    assert 0 < row["ms_per_iteration"] * 2 <= 1e3 * row["seconds"] * 1.5
-    assert content["settings"]["repeats"] == 2
-    assert "no problem 'nix'" in mistake("bench", "nix")
-    with pytest.raises(ValueError, match="repeats must"):
-        bench(("masses",), repeats=0)
-
-
-def test_doctor_tells_what_is_missing_and_how_to_get_it(monkeypatch):
-    sections = json.loads(run("doctor", "--json").stdout)
-    assert sections["package"]["self-test"].startswith("passed")
-    assert sections["libraries"]["torch"] == torch.__version__
-    assert Path(sections["package"]["location"]) == Path(ocp.__file__).parent
-    assert "typer" in run("doctor").stdout
-    monkeypatch.setattr(
-        sys.modules["ocp.doctor"], "installed", lambda module: module != "matplotlib"
-    )
-    assert "missing: pip install 'torch-ocp[plot]'" in run("doctor").stdout
-    monkeypatch.setattr(sys.modules["ocp.doctor"], "installed", lambda module: module != "scipy")
-    assert "missing: pip install 'torch-ocp'" in run("doctor", status=1).stdout
-
-
-def test_doctor_notices_a_solver_that_is_wrong(monkeypatch):
-    right = ocp.solve
-
-    def wrong(problem, *args, **kwargs):
-        return right(problem.replace(x0=2 * problem.x0), *args, **kwargs)
-
-    monkeypatch.setattr(ocp, "solve", wrong)
-    assert self_test().startswith("FAILED")
 
 
 # -- as a process ------------------------------------------------------------------------------

@@ -52,6 +52,20 @@ class Working:
         self.part = self.part._replace(status=torch.where(running, int(status), self.part.status))
 
 
+def stopped(state: State, status: Status) -> State:
+    """The state with every problem that still runs given a status."""
+    running = state.status == Status.RUNNING
+    return state._replace(status=torch.where(running, int(status), state.status))
+
+
+def finish(solver: Solver, problem: Problem, state: State) -> State:
+    """Repeat `step` until every problem has a status. Ctrl-C goes to the caller."""
+    work = Working(solver, problem, state)
+    while work.part.running:
+        work.step()
+    return work.merged()
+
+
 def run(
     solver: Solver,
     problem: Problem,
