@@ -2,15 +2,21 @@
 
 import os
 import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
+from sphinx_gallery.scrapers import figure_rst
 
 import ocp
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))  # for the gallery to find `figures` below
 
 project = "torch-ocp"
-copyright = "2025, the torch-ocp developers"
+copyright = "the torch-ocp developers"
 release = version = ocp.__version__
 
 extensions = [
@@ -42,11 +48,28 @@ sphinx_gallery_conf = {
     "ignore_pattern": r"cartpole_swing_up\.py",
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
+    "capture_repr": (),
+    "image_scrapers": ("matplotlib", "conf.figures"),
     "show_memory": False,
     "min_reported_time": 0,
     "remove_config_comments": True,
     "download_all_examples": False,
 }
+
+
+def figures(block: Any, variables: dict[str, Any], configuration: dict[str, Any]) -> str:
+    """Scraper of the gallery: figures made without pyplot, as the package makes them."""
+    paths = []
+    for value in variables["example_globals"].values():
+        if isinstance(value, Figure) and not hasattr(value, "number") and id(value) not in _shown:
+            _shown[id(value)] = value  # kept, so that no other object takes its id
+            path = next(variables["image_path_iterator"])
+            value.savefig(path, dpi=100)
+            paths.append(path)
+    return figure_rst(paths, configuration["src_dir"])
+
+
+_shown: dict[int, Figure] = {}
 
 
 def prepare(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

@@ -3,7 +3,7 @@ A batch of different pendulums
 ==============================
 
 64 pendulums that differ in mass, length and start are solved in one call. Each has its own step
-sizes, damping and status; the cost of a call is shared.
+sizes, damping and status.
 """
 
 import torch
@@ -15,7 +15,12 @@ from ocp.problems import pendulum
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 B = 64
-uniform = lambda low, high: low + (high - low) * torch.rand(B, generator=generator, dtype=torch.float64)
+
+
+def uniform(low, high):
+    return low + (high - low) * torch.rand(B, generator=generator, dtype=torch.float64)
+
+
 mass, length = uniform(0.5, 1.5), uniform(0.7, 1.3)
 x0 = torch.stack((uniform(-1, 1), uniform(-1, 1)), dim=1)
 problem = pendulum(horizon=40, x0=x0, per_problem={"mass": mass, "length": length})

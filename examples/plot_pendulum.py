@@ -51,7 +51,6 @@ print(solution)
 # States, control with its bounds, and how the solve went.
 
 figure = ocp.plot_solution(problem, solution, dt=dt)
-figure
 
 # %%
 # The feedback policy brings the pendulum up from another start too; the replayed controls do not.

@@ -39,7 +39,8 @@ def mean_cost(controls):
     return float(torch.stack(costs).mean())
 
 
-print(f"planned for the mean {mean_cost(planned.controls):.3f}, for all {mean_cost(solution.controls):.3f}")
+print(f"planned for the mean {mean_cost(planned.controls):.3f}")
+print(f"planned for all      {mean_cost(solution.controls):.3f}")
 
 # %%
 figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")

@@ -62,8 +62,8 @@ class Problem:
         ValueError, TypeError: naming the argument, what it got and what it needs.
     """
 
-    dynamics: Dynamics | Callable[..., Tensor]
-    cost: Cost | Any
+    dynamics: Callable[..., Tensor]  # a `Dynamics`, with or without the parameters
+    cost: Any  # a `Cost`, likewise
     x0: Tensor
     horizon: int
     control_dim: int | Sequence[int]

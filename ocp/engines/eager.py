@@ -210,8 +210,8 @@ class Eager:
             ]
             same = len({p.shape for p in parts}) == 1 if isinstance(parts[0], Tensor) else False
             return torch.stack(parts) if same and self.problem.uniform else parts
-        T = xs.shape[0]
-        rows = self._rows(*(s.flatten(0, 1) for s in (xs, us, *more)))
+        T, whole = xs.shape[0], [torch.as_tensor(s) for s in (xs, us, *more)]
+        rows = self._rows(*(s.flatten(0, 1) for s in whole))
         each_stage = rows[0].shape[0] // T
         t = torch.arange(T, device=xs.device).repeat_interleave(each_stage)
         return self._flat(function, T, t, *rows)
@@ -288,7 +288,11 @@ def contracted_hessian(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def hessian(x: Tensor, u: Tensor, t: Any, p: Any, v: Tensor) -> Tensor:
         after = joint(f, x.shape[0], t, p)
-        return jacrev(grad(lambda z: v @ after(z)))(torch.cat((x, u)))
+
+        def along(z: Tensor) -> Tensor:
+            return v @ after(z)
+
+        return jacrev(grad(along))(torch.cat((x, u)))
 
     return hessian
 
