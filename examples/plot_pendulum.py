@@ -44,7 +44,7 @@ problem = ocp.Problem(
     goal=upright,
     name="pendulum",
 )
-solution = ocp.solve(problem, "ddp")
+solution = ocp.solve(problem, "ddp", starts=ocp.starts.zero)
 print(solution)
 
 # %%

@@ -30,7 +30,8 @@ planned = ocp.solve(nominal, "ddp")
 
 def mean_cost(controls):
     costs = []
-    for x in samples:
+    for start in samples:
+        x = start
         cost = torch.zeros((), dtype=torch.float64)
         for t, u in enumerate(controls):
             cost = cost + shared.l(x, u, t, shared.parameters)
