@@ -16,18 +16,15 @@ from pathlib import Path
 import torch
 
 import ocp
-from ocp.animate import animate
-from ocp.compare import Comparison, compare
-from ocp.plot import plot_solution
 from ocp.problems import cartpole
 
 PMP_ITERATIONS = 100
 
 
-def solve_all(max_iterations: int = 200) -> Comparison:
+def solve_all(max_iterations: int = 200) -> ocp.Comparison:
     """Solve the swing-up by four methods: two that use the costates, two that use the value."""
     guess = {"starts": ocp.starts.interpolate(0.5)}
-    return compare(
+    return ocp.compare(
         cartpole(),
         ("pmp", "indirect", "ilqr", "ddp"),
         options={
@@ -47,12 +44,12 @@ def main(folder: Path, max_iterations: int = 200) -> None:
     print(comparison)
     folder.mkdir(parents=True, exist_ok=True)
     best = comparison.solutions["ddp"]
-    plot_solution(comparison.problem, best, folder / "cartpole.png")
+    ocp.plot_solution(comparison.problem, best, folder / "cartpole.png")
     files = [
         comparison.plot(folder / "comparison.png"),
         comparison.to_csv(folder / "comparison.csv"),
         folder / "cartpole.png",
-        animate(comparison.problem, best, folder / "cartpole.gif"),
+        ocp.animate(comparison.problem, best, folder / "cartpole.gif"),
     ]
     print("\n" + "\n".join(f"wrote {file}" for file in files))
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import ocp
-from ocp.solvers import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(p for p in (ROOT / "docs").glob("*.md") if "```python\n" in p.read_text("utf-8"))
@@ -104,7 +103,7 @@ def test_every_status_is_explained_once():
 
 
 def test_every_method_is_in_the_table_of_which_solver_when():
-    assert sorted(first_cells("methods.md")) == sorted(METHODS)
+    assert sorted(first_cells("methods.md")) == sorted(ocp.METHODS)
 
 
 def test_every_argument_of_a_problem_is_in_its_table():
@@ -114,6 +113,12 @@ def test_every_argument_of_a_problem_is_in_its_table():
     listed = set(first_cells("problem.md"))
     assert arguments <= listed | {"cost"}
     assert listed <= arguments | {"cost", "dynamics"}
+
+
+def test_every_public_name_is_in_the_api_page():
+    text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    listed = set(re.findall(r"auto\w+:: ocp\.(\w+)$", text, re.MULTILINE))
+    assert set(ocp.__all__) - listed <= {"METHODS"}
 
 
 def test_the_changelog_knows_this_version():
