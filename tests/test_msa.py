@@ -12,6 +12,7 @@ import ocp
 from ocp import Status
 from ocp.engines.riccati import costates
 from ocp.solvers import EMSA, MSA, Hamiltonian, ProjectedNewton
+from ocp.solvers.hamiltonian import convex
 from ocp.stages import each
 
 F64 = torch.float64
@@ -127,6 +128,23 @@ def test_minimiser_of_a_hamiltonian_that_is_not_quadratic(bounds):
             )
             references.close(found[t, b], best.x, 1e-5)
             assert H(found[t, b].numpy())[0] <= best.fun + 1e-12
+
+
+def test_minimiser_searches_where_a_full_newton_step_overshoots():
+    """Newton's step for sqrt(1 + u^2) leads from u to -u^3."""
+    cost = ocp.FunctionCost(lambda x, u, t: torch.sqrt(1 + u[0] ** 2), None)
+    problem = ocp.Problem(lambda x, u, t: x, cost, torch.zeros(1, dtype=F64), 3, 1)
+    h, us = at(problem, torch.tensor([[2.0], [-1.5], [0.5]], dtype=F64))
+    assert float(ProjectedNewton()(h, us).abs().max()) < 1e-12
+
+
+def test_an_indefinite_matrix_keeps_its_directions_and_the_size_of_its_curvature():
+    g = np.random.default_rng(0)
+    V = np.linalg.qr(g.normal(size=(4, 4)))[0]
+    H = [(V * w) @ V.T for w in ([1.0, -2.0, 0.5, -0.1], [1.0, 2.0, 0.5, 0.1])]
+    expected = (V * [1.0, 2.0, 0.5, 0.1]) @ V.T
+    actual = convex(torch.from_numpy(np.stack(H)))
+    references.close(actual, np.stack([expected, expected]))
 
 
 def test_minimiser_of_a_linear_hamiltonian_is_bang_bang_and_a_saddle_is_left_downhill():
@@ -252,6 +270,24 @@ def test_extended_form_within_bounds_and_with_shared_controls():
     problem = models.rich(3, horizon=5, shared_controls=True, control_bounds=bounds)
     emsa, ddp = ocp.solve(problem, "emsa"), ocp.solve(problem, "ddp")
     references.close(emsa.cost, ddp.cost, 1e-8)
+
+
+def test_extended_form_takes_the_cheapest_of_the_weights_it_tried():
+    problem, solver = models.rich(horizon=5), EMSA(weight=0.5, trials=5, growth=8.0)
+    state = solver.init(problem)
+    after = solver.step(problem, state)
+    ps, _ = costates(state.engine.expand(state.xs, state.us))
+    scale = state.xs.square().mean() / ps.square().mean()
+    costs = []
+    for j in range(5):
+        rho = 0.5 * 8.0**j
+        weights = torch.stack((torch.tensor(rho, dtype=F64), rho * scale))[None]
+        us = ProjectedNewton()(Hamiltonian(state.engine, state.xs, ps, weights), state.us)
+        costs.append(float(references.objective(problem)(us.flatten())))
+    best = int(np.argmin(costs))
+    assert 0 < best < 4 and costs[best] < float(state.cost[0])
+    assert abs(float(after.cost[0]) - costs[best]) < 1e-9
+    assert abs(float(after.damping[0]) - 0.5 * 8.0 ** (best - 1)) < 1e-9
 
 
 def test_the_weight_falls_after_a_good_step_and_rises_after_a_bad_one():

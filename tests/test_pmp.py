@@ -123,6 +123,48 @@ def test_bounds_hold_on_the_way_and_the_optimum_is_that_of_scipy(search):
     assert solution.hamiltonian_residual < 1e-5
 
 
+@pytest.mark.parametrize("search", ["gradient", "lbfgs"])
+def test_a_direction_stays_within_the_bounds_and_leaves_alone_what_they_hold(search):
+    """Half of the controls start at each bound; first without, then with a step to remember."""
+    lo, hi = vector(-0.2, -0.5), vector(0.4, 0.1)
+    problem = models.rich(horizon=6, control_bounds=(lo, hi))
+    start = torch.stack([lo, hi, lo, hi, lo, hi])
+    solver = PMP(search=search)
+    state, held = solver.init(problem, start), 0
+    for _ in range(3):
+        direction = solver.direction(state, state.engine.expand(state.xs, state.us))
+        us, k = state.us[:, 0], direction.policy.k[:, 0]
+        g = torch.stack(references.gradient(problem, list(us)))
+        stuck = ((us == lo) & (g > 0)) | ((us == hi) & (g < 0))
+        assert bool((k[stuck] == 0).all()) and bool((k[~stuck] != 0).all())
+        assert bool(((us + k >= lo - 1e-15) & (us + k <= hi + 1e-15)).all())
+        references.close(direction.slope[0], (g * k).sum())
+        assert direction.slope < 0
+        for bound in (lo, hi):
+            held += bool((stuck & (us == bound)).any())
+        state = solver.step(problem, state)
+    assert held > 2
+
+
+def test_the_scale_of_a_step_is_measured_along_the_last_and_shrinks_after_a_refusal():
+    problem = models.rich(horizon=4)
+    for search in ("gradient", "lbfgs"):
+        solver = PMP(search=search)
+        first = solver.init(problem, torch.full((4, 2), 0.2, dtype=torch.float64))
+        second = solver.step(problem, first)
+        third = solver.direction(second, second.engine.expand(second.xs, second.us))
+        s = (second.us - first.us).flatten()
+        g = [torch.cat(references.gradient(problem, list(v.us[:, 0]))) for v in (first, second)]
+        y = g[1] - g[0]
+        expected = (s @ y) / (y @ y) if search == "lbfgs" else (s @ s) / (s @ y)
+        references.close(third.memory[2, 0, 0], expected)
+        assert bool(third.memory[3:].any()) == (search == "lbfgs")  # a pair is remembered
+        refused = second._replace(memory=third.memory)
+        again = solver.direction(refused, second.engine.expand(second.xs, second.us))
+        references.close(again.memory[2, 0, 0] * 2.0**solver.trials, expected)
+        assert not again.memory[3:].any()
+
+
 def test_van_der_pol_within_bounds_ends_at_the_cost_of_ddp():
     problem = van_der_pol((-0.3, 1.0), horizon=40, dt=0.1)
     pmp, ddp = ocp.solve(problem, "pmp"), ocp.solve(problem, "ddp")

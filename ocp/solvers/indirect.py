@@ -4,6 +4,29 @@ Theorem 1 of Liu, Chen, Theodorou (ICLR 2021) is a two-point boundary value prob
 ``x' = f(x, u)``, ``p = H_x(x, u, p')``, ``0 = H_u(x, u, p')``, with ``x[0]`` given and
 ``p[T] = phi_x``. Its unknowns are here x, u and p at every stage (multiple shooting with a node at
 every stage), so none of the three equations need hold before the end.
+
+The line search follows Deuflhard's natural monotonicity (Newton Methods for Nonlinear Problems,
+2004, sec. 3.3): a step is good when it shortens the correction that the same linearisation demands
+from there. Unlike the residual norm it does not depend on the units of states and costates (with
+the norm, two of the three convergent cases below stall).
+
+Good for: accuracy (quadratic convergence, residuals of 1e-13), unstable dynamics, starts from
+states, stationary points that are no minima. It minimises nothing: what it finds may be a saddle
+(then the status says so) or a poorer minimum. It stalls where the system is nearly singular on the
+way: start from `ilqr` or `pmp` then.
+
+Measured, iterations from the cases' own starts, float64 (tolerance 1e-7):
+
+=====================  ========  ======  ====  ===
+problem                indirect  newton  ilqr  ddp
+=====================  ========  ======  ====  ===
+pendulum, T = 100            18   > 500    40   32
+Van der Pol, T = 99          10       7     6    5
+stirred tank, T = 78          6       6    10    5
+unicycle, T = 20         stalls       5    11    5
+=====================  ========  ======  ====  ===
+
+From controls 1.0 (standard deviation) off the unicycle's optimum it takes 7.
 """
 
 from __future__ import annotations
@@ -53,10 +76,11 @@ class Conditions(NamedTuple):
 
 @dataclass(frozen=True)
 class Indirect(Solver):
-    """Newton's method on states, controls and costates, with a line search on the residual norm.
+    """Newton's method on states, controls and costates, with natural monotonicity as line search.
 
-    Finds stationary points, of whatever kind lies near the start. Its history has half the squared
-    residual norm's ``expected`` and ``decrease``, not the cost's. Control bounds are not supported.
+    Finds stationary points, of whatever kind lies near the start. Its history's ``expected`` and
+    ``decrease`` are those of half the squared length of the correction, not the cost's; its
+    ``residual`` is the largest violation of any of the equations. Bounds are not supported.
     """
 
     name: ClassVar[str] = "indirect"
@@ -156,8 +180,9 @@ class Indirect(Solver):
     def result(self, problem: Problem, state: State) -> Solution:
         stuck = (state.status == Status.STALLED).nonzero()[:, 0].tolist()
         texts = {
-            b: "no step along Newton's direction lowers the residual of the maximum principle, "
-            f"{float(state.residual[b]):.1e}; start closer, from the result of 'ilqr' or 'pmp'"
+            b: "Newton's method on the maximum principle stalls at a residual of "
+            f"{float(state.residual[b]):.1e}: no step along its direction gets closer; start "
+            "closer, from the result of 'ilqr' or 'pmp'"
             for b in stuck
         }
         return reworded(super().result(problem, state), texts)

@@ -3,6 +3,26 @@
 Given a trajectory and its costates, every control is replaced by the minimiser of the Hamiltonian
 at its stage, all stages at once: ``u[t] <- argmin_u H_t(x[t], u, p[t+1])`` (Krylov, Chernousko,
 1962). H is minimised as if states and costates stayed; where they move much, J grows.
+
+`MSA` is good where the map contracts: dear controls, short horizons, weak coupling; there it needs
+no derivative in u beyond what the minimiser does, and the minimiser may be global (bang-bang,
+discrete). It diverges on all cases below, the pendulum to a cost of 1e21 within 30 iterations; then
+the status is STALLED, and the cheapest iterate is returned, which is often the start. `EMSA` never raises J,
+respects bounds, and is a proximal gradient method in effect: it converges linearly, so slowly that
+it is a teaching and comparison method for trajectories (it comes from networks, where a stage is
+big and its minimiser cheap).
+
+Measured, iterations from the cases' own starts, float64 (tolerance 1e-7):
+
+=========================  =========  =============================  ===
+problem                    msa        emsa                           ddp
+=========================  =========  =============================  ===
+Van der Pol, T = 99        diverges   500, J right to 1e-11            5
+the same, bounded          diverges   480                              7
+stirred tank, T = 78       diverges   118                              5
+unicycle, T = 20           diverges   500, J right to 1e-8             5
+pendulum, T = 100          diverges   500, J = 24.8 (minimum 6.66)    32
+=========================  =========  =============================  ===
 """
 
 from __future__ import annotations

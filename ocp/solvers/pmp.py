@@ -3,6 +3,25 @@
 Theorem 1 of Liu, Chen, Theodorou (ICLR 2021): at an optimum every control minimises
 ``H_t(x, u, p') = l_t(x, u) + p' . f_t(x, u)`` to first order, with ``p[t] = H_x`` and
 ``p[T] = phi_x``. Along these costates H_u is the exact gradient of J, whatever the controls.
+
+Good for: many controls a stage and long horizons (no n x n matrix, no factorisation), bounds, low
+accuracy; a start for `indirect`. Never raises J. Bad for: curved valleys (swing-ups), high accuracy
+(the line search compares costs, so it ends at a gradient of about the square root of rounding,
+status PRECISION).
+
+Measured, iterations from the cases' own starts, float64 (tolerance 1e-7):
+
+=========================  =====  ========  ====  ===
+problem                    lbfgs  gradient  ilqr  ddp
+=========================  =====  ========  ====  ===
+Van der Pol, T = 99           30       123     6    5
+the same, bounded, T = 100    36       140     8    7
+stirred tank, T = 78          14        42    10    5
+unicycle, T = 20              61       161    11    5
+=========================  =====  ========  ====  ===
+
+Pendulum swing-up (T = 100, zero controls): J falls from 518 to 26 in 16 iterations and is 18.1
+after 500 (gradient: 20.2); its minimum, 6.66, takes ddp 32.
 """
 
 from __future__ import annotations
