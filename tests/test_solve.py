@@ -275,7 +275,6 @@ def test_a_diverging_member_changes_nothing_for_the_rest(method):
     close(sick.policy.K[rest], healthy.policy.K[rest], 1e-11)
 
 
-@pytest.mark.xfail(strict=True, reason="putting a part back writes lists over t along a wrong axis")
 def test_finished_problems_leave_a_batch_whose_sizes_change():
     bound = [0.3 * torch.ones(m) for m in CONTROLS]
     problem = resizing(batch=20, control_bounds=([-b for b in bound], bound))
@@ -299,7 +298,6 @@ def lacking(rows):
     return ocp.Problem(lambda x, u, t: x + torch.tanh(u), cost, x0, 3, 1, per_problem=data)
 
 
-@pytest.mark.xfail(strict=True, reason="indefinite neighbours change sweeps and, in ddp, the steps")
 @pytest.mark.parametrize("method", ["ilqr", "ddp", "newton"])
 def test_an_indefinite_member_changes_nothing_for_the_rest(method):
     together = solve(lacking([0, 1, 2]), method)
@@ -406,9 +404,6 @@ def test_a_saddle_is_no_minimum():
     assert "stage" in solution.message and "saddle" in solution.message
 
 
-@pytest.mark.xfail(
-    strict=True, reason="decide counts a direction that does not exist as a weak step"
-)
 def test_beside_a_saddle_the_damping_rises_until_there_is_a_way_down():
     cost = ocp.FunctionCost(lambda x, u, t: u @ u, lambda x: (x[0] ** 2 - 1) ** 2)
     x0 = torch.full((1,), 0.01, dtype=F64)

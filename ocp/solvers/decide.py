@@ -106,7 +106,7 @@ def decide(r: Record, step_sizes: Tensor, rules: Rules) -> Decision:
     chosen_expected = torch.where(accepted, pick(expected), expected[0])
     chosen_decrease = torch.where(accepted, pick(decrease), 0)
 
-    weak = torch.where(expected[0] <= rounding, r.weak + 1, 0)
+    weak = torch.where((expected[0] <= rounding) & r.usable, r.weak + 1, 0)
     small = expected[0] <= cost_tolerance * scale
     closed = r.gap <= gap_tolerance
     calm = r.damping <= max(1e-3, rules.damping_start)  # a large damping hides what is left to gain

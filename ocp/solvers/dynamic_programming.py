@@ -12,6 +12,7 @@ from ocp.engines import Expansion, Policy, Sweep
 from ocp.engines.base import Curvature
 from ocp.engines.riccati import costates, linear_rollout
 from ocp.problem import Problem
+from ocp.solution import Status
 from ocp.solvers.hamiltonian import flat
 from ocp.solvers.loop import Direction, Solver, State
 
@@ -33,24 +34,52 @@ class ILQR(Solver):
     name: ClassVar[str] = "ilqr"
     accepts_gaps: ClassVar[bool] = True
 
-    def direction(self, state: State, expansion: Expansion) -> Direction:
-        if state.memory is None:
-            sweep = self.sweep(state, expansion, None)
-            if not bool(((sweep.failed >= 0) & (state.status < 0)).any()):
-                return promise(sweep, 1)
-            lacking = sweep.failed >= 0
-        else:
-            lacking = state.memory[2, :, 0] > 0
-        memory = secant(state, expansion, lacking)
-        damping = state.damping + memory[2, :, 0]
-        sweep = self.sweep(state._replace(damping=damping), expansion, None)
-        return promise(sweep, 1 if state.memory is not None else 2)._replace(memory=memory)
+    def full(self, state: State) -> Tensor:
+        """Which problems' model has second-order terms: (B,)."""
+        return torch.zeros_like(state.second_order)
 
-    def sweep(self, state: State, expansion: Expansion, curvature: Curvature | None) -> Sweep:
-        on_state = self.regularisation == "state"
-        return state.engine.sweep(
-            expansion, state.us, state.gaps, state.damping, curvature, on_state
+    def curvature(self, state: State, expansion: Expansion) -> Curvature:
+        """Those terms."""
+        return state.engine.curvature(state.xs, state.us)
+
+    def direction(self, state: State, expansion: Expansion) -> Direction:
+        """One backward pass; a second for the problems whose model it finds indefinite.
+
+        Those drop their second-order terms, or add the measured curvature if there are none.
+        """
+        running = state.status == Status.RUNNING
+        full = self.full(state)
+        some = bool((full & running).any())
+        curvature = masked(self.curvature(state, expansion), full) if some else None
+        none = torch.zeros_like(full)
+        lacking = none if state.memory is None else state.memory[2, :, 0] > 0
+        memory = None if state.memory is None else secant(state, expansion, lacking)
+        sweep = self.sweep(state, expansion, curvature, memory, ~full)
+        again = running & (sweep.failed >= 0) & (full | ~lacking)
+        if bool(again.any()):
+            lacking = lacking | (again & ~full)
+            full = full & ~again
+            if bool(lacking.any()):
+                memory = secant(state, expansion, lacking)
+            curvature = masked(curvature, full) if curvature is not None else None
+            sweep = self.sweep(state, expansion, curvature, memory, ~full)
+        usable = sweep.failed < 0
+        return Direction(
+            sweep.policy, sweep.slope, sweep.curvature, sweep.residual, usable, 1 + again, memory
         )
+
+    def sweep(
+        self,
+        state: State,
+        expansion: Expansion,
+        curvature: Curvature | None,
+        memory: Tensor | None,
+        gauss_newton: Tensor,
+    ) -> Sweep:
+        damping, on_state = state.damping, self.regularisation == "state"
+        if memory is not None:
+            damping = damping + torch.where(gauss_newton, memory[2, :, 0], 0)
+        return state.engine.sweep(expansion, state.us, state.gaps, damping, curvature, on_state)
 
 
 def secant(state: State, expansion: Expansion, lacking: Tensor) -> Tensor:
@@ -60,15 +89,15 @@ def secant(state: State, expansion: Expansion, lacking: Tensor) -> Tensor:
     one along which there was no positive curvature, changes it tenfold.
     """
     u, g = flat(state.us), flat(costates(expansion)[1])
-    if state.memory is None:
-        curvature = g.abs().amax(dim=-1)
-    else:
+    curvature = g.abs().amax(dim=-1)
+    if state.memory is not None:
         before = state.memory[2, :, 0]
         s, y = u - state.memory[0], g - state.memory[1]
         moved, sy = (s != 0).any(dim=-1), (s * y).sum(dim=-1)
         measured = sy / (s * s).sum(dim=-1).clamp_min(torch.finfo(s.dtype).tiny)
-        curvature = torch.where(sy > 0, measured, before / 10)
-        curvature = torch.where(moved, curvature, before * 10)
+        measured = torch.where(sy > 0, measured, before / 10)
+        measured = torch.where(moved, measured, before * 10)
+        curvature = torch.where(before > 0, measured, curvature)
     curvature = torch.where(lacking, curvature.clamp(1e-12, 1e12), 0)
     return torch.stack((u, g, curvature[:, None].expand_as(u)))
 
@@ -87,12 +116,8 @@ class DDP(ILQR):
     second_order: Literal["hybrid", "always"] = "hybrid"
     name: ClassVar[str] = "ddp"
 
-    def direction(self, state: State, expansion: Expansion) -> Direction:
-        full = state.second_order | (self.second_order == "always")
-        if not bool((full & (state.status < 0)).any()):
-            return super().direction(state, expansion)
-        curvature = masked(state.engine.curvature(state.xs, state.us), full)
-        return hybrid(self, state, expansion, curvature, full)
+    def full(self, state: State) -> Tensor:
+        return state.second_order | (self.second_order == "always")
 
 
 @dataclass(frozen=True)
@@ -105,10 +130,14 @@ class Newton(ILQR):
     name: ClassVar[str] = "newton"
     accepts_gaps: ClassVar[bool] = False
 
+    def full(self, state: State) -> Tensor:
+        return torch.ones_like(state.second_order)
+
+    def curvature(self, state: State, expansion: Expansion) -> Curvature:
+        return state.engine.curvature_along(state.xs, state.us, costates(expansion)[0])
+
     def direction(self, state: State, expansion: Expansion) -> Direction:
-        ps, _ = costates(expansion)
-        curvature = state.engine.curvature_along(state.xs, state.us, ps)
-        direction = hybrid(self, state, expansion, curvature, state.status < 0)
+        direction = super().direction(state, expansion)
         _, dus = linear_rollout(expansion, direction.policy, None)
         return direction._replace(policy=Policy(dus, None))
 
@@ -128,24 +157,6 @@ class LQR(ILQR):
         return state._replace(damping=torch.zeros_like(state.damping))
 
 
-def promise(sweep: Sweep, sweeps: int) -> Direction:
-    usable = sweep.failed < 0
-    return Direction(sweep.policy, sweep.slope, sweep.curvature, sweep.residual, usable, sweeps)
-
-
 def masked(curvature: Curvature, full: Tensor) -> Curvature:
     """The second-order terms of the problems in ``full``, zero for the others."""
-    keep = full.to(torch.get_default_dtype())[:, None, None]
-    return lambda t, v: curvature(t, v) * keep.to(v.dtype)
-
-
-def hybrid(
-    solver: ILQR, state: State, expansion: Expansion, curvature: Curvature, full: Tensor
-) -> Direction:
-    """The full model; where that is indefinite, the whole backward pass as Gauss-Newton."""
-    sweep = solver.sweep(state, expansion, curvature)
-    indefinite = full & (sweep.failed >= 0)
-    if not bool((indefinite & (state.status < 0)).any()):
-        return promise(sweep, 1)
-    again = solver.sweep(state, expansion, masked(curvature, full & ~indefinite))
-    return promise(again, 2)
+    return lambda t, v: torch.where(full[:, None, None], curvature(t, v), 0)

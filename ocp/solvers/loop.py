@@ -26,7 +26,7 @@ class Direction(NamedTuple):
     curvature: Tensor
     residual: Tensor
     usable: Tensor  # bool
-    sweeps: int  # backward passes it took
+    sweeps: Tensor | int  # backward passes it took
     memory: Tensor | None = None  # what the next `direction` finds in its state, see `State`
 
 

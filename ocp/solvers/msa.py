@@ -7,10 +7,11 @@ at its stage, all stages at once: ``u[t] <- argmin_u H_t(x[t], u, p[t+1])`` (Kry
 `MSA` is good where the map contracts: dear controls, short horizons, weak coupling; there it needs
 no derivative in u beyond what the minimiser does, and the minimiser may be global (bang-bang,
 discrete). It diverges on all cases below, the pendulum to a cost of 1e21 within 30 iterations; then
-the status is STALLED, and the cheapest iterate is returned, which is often the start. `EMSA` never raises J,
-respects bounds, and is a proximal gradient method in effect: it converges linearly, so slowly that
-it is a teaching and comparison method for trajectories (it comes from networks, where a stage is
-big and its minimiser cheap).
+the status is STALLED, and the cheapest iterate is returned, which is often the start.
+
+`EMSA` never raises J, respects bounds, and is a proximal gradient method in effect: it converges
+linearly, so slowly that it is a teaching and comparison method for trajectories (it comes from
+networks, where a stage is big and its minimiser cheap).
 
 Measured, iterations from the cases' own starts, float64 (tolerance 1e-7):
 

@@ -36,8 +36,8 @@ def put(whole: State, part: State, index: Tensor) -> State:
     def merge(old: Any, new: Any) -> Any:
         if old is None and isinstance(new, Tensor):  # kept only since the batch shrank
             old = new.new_zeros(new.shape[0], whole.cost.shape[0], *new.shape[2:])
-        if isinstance(old, list) and isinstance(new, list):
-            return [merge(o, n) for o, n in zip(old, new, strict=True)]
+        if isinstance(old, list) and isinstance(new, list):  # stages, (B, .) each
+            return [o.index_copy(0, index, n) for o, n in zip(old, new, strict=True)]
         if not isinstance(new, Tensor) or not isinstance(old, Tensor):
             return old
         result = old.clone()
