@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from ocp.problem import Problem
 from ocp.solution import Solution, at
-from ocp.solvers.loop import Report
+from ocp.solvers.loop import Report, State
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +49,13 @@ class Spent(NamedTuple):
 
 
 class Counter:
-    """Callback that notes after each step what was spent so far.
+    """Callback that notes what was spent before the first step and after each.
 
-    Lists over steps of (M B,), M starts of a portfolio one after another.
+    Lists of (M B,), M starts of a portfolio one after another.
     """
 
     def __init__(self) -> None:
-        self.created = time.perf_counter()
-        self.before = 0.0  # seconds until the first step began
+        self.begun = 0.0  # seconds until the first step began
         self.iterations: list[Tensor] = []
         self.expansions: list[Tensor] = []
         self.sweeps: list[Tensor] = []
@@ -65,13 +63,16 @@ class Counter:
 
     def __call__(self, report: Report) -> None:
         if not self.sweeps:
-            self.before = time.perf_counter() - self.created - report.seconds
+            self.begun = report.start_seconds
+            self.note(report.start, report.start.sweeps)
         now = report.state.rows[-1]["running"].to(torch.int64)
-        before = self.expansions[-1] if self.expansions else torch.zeros_like(now)
-        self.expansions.append(before + now)
-        self.iterations.append(report.state.iterations)
-        self.sweeps.append(report.state.sweeps)
-        self.rollouts.append(report.state.rollouts)
+        self.note(report.state, self.expansions[-1] + now)
+
+    def note(self, state: State, expansions: Tensor) -> None:
+        self.expansions.append(expansions)
+        self.iterations.append(state.iterations)
+        self.sweeps.append(state.sweeps)
+        self.rollouts.append(state.rollouts)
 
 
 def curve(problem: Problem, solution: Solution, counter: Counter) -> Curve:
@@ -82,7 +83,7 @@ def curve(problem: Problem, solution: Solution, counter: Counter) -> Curve:
     ended for another reason moved in its last step, and the final point is appended.
     """
     history, B = solution.history, problem.batch
-    steps = len(counter.sweeps)
+    steps = max(len(counter.sweeps) - 1, 0)
     final = solution.cost.reshape(1, B)
     rows = {
         k: history[k][:steps].reshape(steps, B).to(final.dtype) if steps else final[:0]
@@ -92,27 +93,25 @@ def curve(problem: Problem, solution: Solution, counter: Counter) -> Curve:
     start = torch.as_tensor(solution.extra.get("start", 0), device=final.device).reshape(-1)
     winner = start.expand(B)[None]  # of a portfolio's members
     made = [v.reshape(-1, B).gather(0, winner).to(one) for v in counter.iterations]
-    iterations = torch.cat((one, *made))
+    iterations = torch.cat(made or [one])
     append = steps == 0 or bool((iterations[-1] != iterations[-2]).any())
     last = slice(0, steps + append)
 
-    def spent(steps: list[Tensor], total: Tensor | None = None) -> Tensor:
+    def spent(counts: list[Tensor]) -> Tensor:
         # A portfolio's starts are all paid for, though the curve is that of the winner.
-        each_step = torch.cat((one, *(v.reshape(1, -1, B).sum(dim=1).to(one) for v in steps)))
-        earlier = 0 if total is None else total.reshape(1, B) - each_step[-1:]
-        return (each_step + earlier)[last]
+        return torch.cat([v.reshape(1, -1, B).sum(dim=1).to(one) for v in counts] or [one])[last]
 
-    sweeps = spent(counter.sweeps, solution.sweeps)
-    seconds = history["seconds"][:steps] if steps else torch.zeros(0)
     return Curve(
         iterations=(iterations + solution.iterations.reshape(1, B) - iterations[-1:])[last],
         cost=torch.cat((rows["cost"], final))[last],
         gap=torch.cat((rows["gap"], solution.gap.reshape(1, B)))[last],
         residual=torch.cat((rows["residual"], one + torch.nan))[last],
-        seconds=counter.before + torch.cat((torch.zeros(1), seconds)).double()[last],
-        expansions=spent(counter.expansions) + sweeps[:1],
-        sweeps=sweeps,
-        rollouts=spent(counter.rollouts, solution.rollouts),
+        seconds=torch.tensor([counter.begun, *history["seconds"].tolist()], dtype=torch.float64)[
+            last
+        ],
+        expansions=spent(counter.expansions),
+        sweeps=spent(counter.sweeps),
+        rollouts=spent(counter.rollouts),
     )
 
 

@@ -6,7 +6,6 @@ keeps, for each problem, the cheapest feasible result.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from ocp import layout
 from ocp.problem import Problem, Stages
 from ocp.solution import Solution, Status
 from ocp.solvers.loop import Callback, Solver, State, zero_controls
-from ocp.solvers.run import finish, run, stopped
+from ocp.solvers.run import BUDGET, Budget, finish, run
 from ocp.solvers.subset import subproblem, take
 from ocp.stages import each, pack
 
@@ -96,13 +95,9 @@ class weight_continuation:  # noqa: N801
         guess = zero(problem, solver)
         for weight in self.weights:
             easier = problem.replace(cost=Weighted(problem, weight))
-            state = finish(loose, easier, loose.init(easier, guess.controls))
-            guess = Guess(
-                layout.stages_out(problem, state.us),
-                iterations=guess.iterations + state.iterations,
-                rollouts=guess.rollouts + state.rollouts,
-                sweeps=guess.sweeps + state.sweeps,
-            )
+            state = finish(loose, easier, begin(loose, easier, guess))
+            spent = {k: getattr(state, k) for k in SPENT}
+            guess = Guess(layout.stages_out(problem, state.us), **spent)
         return guess
 
 
@@ -124,18 +119,18 @@ class settle:  # noqa: N801
     patience: int = 12
 
     def __call__(self, problem: Problem, solver: Solver) -> Guess:
-        short = replace(solver, rules=replace(solver.rules, max_iterations=self.patience))
-        guess = self.first(problem, solver)
-        tried = finish(short, problem, short.init(problem, guess.controls, guess.states))
+        limit = solver.rules.max_iterations
+        short = at_most(solver, min(self.patience, limit))
+        tried = finish(short, problem, begin(short, problem, self.first(problem, solver)))
         closed = (tried.gap <= solver.rules.tolerances(tried.gap.dtype)[2]) & torch.isfinite(
             tried.cost
         )
         xs, us = tried.xs, tried.us
-        spent = [getattr(tried, k) + getattr(guess, k) for k in SPENT]
+        spent = [getattr(tried, k) for k in SPENT]
         left = (~closed).nonzero()[:, 0]
         if len(left) > 0:
             rest = subproblem(problem, left) if problem.batched else problem
-            second = self.otherwise(rest, solver)
+            second = self.otherwise(rest, at_most(solver, limit - min(self.patience, limit)))
             start = solver.init(rest, second.controls, second.states)
             xs, us = (
                 each(lambda whole, part: whole.index_copy(-2, left, part), a, b)
@@ -145,6 +140,10 @@ class settle:  # noqa: N801
             spent = [a.index_add(0, left, b) for a, b in zip(spent, more, strict=True)]
         states = layout.stages_out(problem, xs, per_sample=True)
         return Guess(layout.stages_out(problem, us), states, *spent)
+
+
+def at_most(solver: Solver, iterations: int) -> Solver:
+    return replace(solver, rules=replace(solver.rules, max_iterations=iterations))
 
 
 @dataclass(frozen=True)
@@ -229,53 +228,62 @@ def solve_from(
 
     Iterations, roll-outs and sweeps of the result count all starts and what led to them.
     """
-    begin = time.perf_counter()
     members = chosen(problem, starts)
+    budget = Budget(time_limit)
+    token = BUDGET.set(budget)
     try:
         guesses = [start(problem, solver) for start in members]
-        limit = None if time_limit is None else time_limit - (time.perf_counter() - begin)
         many = problem.repeat(len(members)) if len(members) > 1 else problem
-        state = joined(many, problem, solver, guesses)
-        state, seconds = run(solver, many, state, callback, limit)
-    except KeyboardInterrupt:  # before the problem itself had begun: what there is, is its start
-        members, guesses, seconds = [zero], [zero(problem, solver)], ()
-        state = stopped(solver.init(problem, guesses[0].controls), Status.INTERRUPTED)
+        state, seconds = run(solver, many, joined(many, problem, solver, guesses), callback)
+    except KeyboardInterrupt:  # between two solves: what there is, is the simplest start
+        members, seconds = [zero], ()
+        state = begin(solver, problem, zero(problem, solver))
+        state = state._replace(status=torch.full_like(state.status, int(Status.INTERRUPTED)))
+    finally:
+        BUDGET.reset(token)
     best = cheapest(state, len(members), problem.batch, solver)
-    counts = {
-        k: (getattr(state, k).reshape(len(members), -1) + before).sum(dim=0)
-        for k in SPENT
-        for before in [torch.stack([best * 0 + getattr(g, k) for g in guesses])]
-    }
+    counts = {k: getattr(state, k).reshape(len(members), -1).sum(dim=0) for k in SPENT}
     if len(members) > 1:
         index = best * problem.batch + torch.arange(problem.batch, device=best.device)
         state = take(state, index, problem, solver)
     solution = solver.result(problem, state._replace(**counts))
     history = {**solution.history, "seconds": torch.tensor(seconds, dtype=torch.float64)}
     extra = {"start": layout.batch_out(problem, best)} if len(members) > 1 else {}
-    elapsed = time.perf_counter() - begin
-    return replace(solution, history=history, seconds=elapsed, extra=extra)
+    return replace(solution, history=history, seconds=budget.seconds, extra=extra)
+
+
+def begin(solver: Solver, problem: Problem, guess: Guess) -> State:
+    """`Solver.init` from a guess; what led to it counts."""
+    return charged(solver.init(problem, guess.controls, guess.states), solver, [guess])
+
+
+def charged(state: State, solver: Solver, guesses: Sequence[Guess]) -> State:
+    """The state with the counts of its guesses; without iterations left it does not run."""
+    none = torch.zeros_like(state.iterations.reshape(len(guesses), -1)[0])
+    counts: dict[str, Any] = {k: torch.cat([none + getattr(g, k) for g in guesses]) for k in SPENT}
+    out = (state.status == Status.RUNNING) & (counts["iterations"] >= solver.rules.max_iterations)
+    status = torch.where(out, int(Status.MAX_ITERATIONS), state.status)
+    return state._replace(status=status, **counts)
 
 
 def joined(many: Problem, problem: Problem, solver: Solver, guesses: list[Guess]) -> State:
     """One state of all guesses, copy by copy; those without states are rolled out first."""
     if len(guesses) == 1:
-        return solver.init(problem, guesses[0].controls, guesses[0].states)
+        return begin(solver, problem, guesses[0])
     us = [
         zero_controls(problem) if g.controls is None else layout.controls_in(problem, g.controls)
         for g in guesses
     ]
-    controls = beside(us, problem)
-    if all(g.states is None for g in guesses):
-        return solver.init(many, layout.stages_out(many, controls))
-    xs = [
-        solver.init(problem, g.controls).xs
-        if g.states is None
-        else layout.states_in(problem, g.states)
-        for g in guesses
-    ]
-    return solver.init(
-        many, layout.stages_out(many, controls), layout.stages_out(many, beside(xs, problem))
-    )
+    controls, states = layout.stages_out(many, beside(us, problem)), None
+    if any(g.states is not None for g in guesses):
+        xs = [
+            solver.init(problem, g.controls).xs
+            if g.states is None
+            else layout.states_in(problem, g.states)
+            for g in guesses
+        ]
+        states = layout.stages_out(many, beside(xs, problem))
+    return charged(solver.init(many, controls, states), solver, guesses)
 
 
 def beside(parts: list[Stages], problem: Problem) -> Stages:

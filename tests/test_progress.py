@@ -31,7 +31,8 @@ def problem(batch=None):
 
 def report(iteration=3, seconds=1.25, cost=(4.0,), residual=(1e-3,), gap=(0.0,), status=(-1,)):
     values = [torch.tensor(v, dtype=DOUBLE) for v in (cost, residual, gap)]
-    return ocp.Report(iteration, *values, torch.tensor(status), seconds, SimpleNamespace())
+    status, state = torch.tensor(status), SimpleNamespace()
+    return ocp.Report(iteration, *values, status, seconds, state, state, 0.0)
 
 
 def test_a_line_names_iteration_cost_residual_and_gap():

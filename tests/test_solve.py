@@ -423,6 +423,38 @@ def test_iterations_and_time_run_out_with_a_status_and_the_best_iterate():
     assert "time limit" in late.message
 
 
+def test_what_a_start_solves_on_the_way_counts_and_is_limited():
+    problem = swing().replace(goal=torch.tensor([math.pi, 0.0], dtype=F64))
+    for limit in (0, 1, 4):
+        few = ocp.solve(problem, max_iterations=limit)
+        assert int(few.iterations) == limit and few.status == Status.MAX_ITERATIONS
+    late = ocp.solve(problem, starts=ocp.starts.weight_continuation(), time_limit=0.0)
+    assert late.status == Status.TIME_LIMIT and int(late.iterations) == 1
+    watched = []
+    whole = ocp.solve(problem, callback=lambda r: watched.append(r))
+    first = watched[0]
+    assert 0 < int(first.start.iterations) and 0 < first.start_seconds < first.seconds
+    assert int(whole.iterations) == int(watched[-1].state.iterations)
+
+
+@pytest.mark.parametrize("after", [1, 150, 700])
+def test_ctrl_c_in_a_start_returns_an_iterate_that_is_feasible(after):
+    problem, calls = swing().replace(goal=torch.tensor([math.pi, 0.0], dtype=F64)), [-1000]
+
+    def f(x, u, t, p):
+        calls[0] += 1
+        if calls[0] == after:
+            raise KeyboardInterrupt
+        return problem.dynamics(x, u, t, p)
+
+    watched = problem.replace(dynamics=f)
+    assert calls[0] < 0
+    calls[0] = 0
+    solution = ocp.solve(watched, starts=ocp.starts.weight_continuation())
+    assert solution.status == Status.INTERRUPTED and calls[0] > after
+    assert float(solution.gap) == 0 and bool(torch.isfinite(solution.cost))
+
+
 def test_a_callback_sees_each_step_and_may_stop():
     seen = []
 

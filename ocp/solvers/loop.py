@@ -66,8 +66,10 @@ class Report(NamedTuple):
     residual: Tensor
     gap: Tensor
     status: Tensor
-    seconds: float
+    seconds: float  # since the solve was called
     state: State
+    start: State  # what the first step began from; its counts are those of the start
+    start_seconds: float  # that the start took
 
 
 Callback = Callable[[Report], bool | None]

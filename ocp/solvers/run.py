@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -52,49 +53,59 @@ class Working:
         self.part = self.part._replace(status=torch.where(running, int(status), self.part.status))
 
 
-def stopped(state: State, status: Status) -> State:
-    """The state with every problem that still runs given a status."""
-    running = state.status == Status.RUNNING
-    return state._replace(status=torch.where(running, int(status), state.status))
+class Budget:
+    """When to stop, and why; what a start solves on the way draws on the budget of the solve."""
+
+    def __init__(self, time_limit: float | None = None) -> None:
+        self.begin, self.time_limit = time.perf_counter(), time_limit
+        self.status: Status | None = None  # why it is over
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.begin
+
+    def check(self) -> Status | None:
+        late = self.time_limit is not None and self.seconds >= self.time_limit
+        if self.status is None and late:
+            self.status = Status.TIME_LIMIT
+        return self.status
 
 
-def finish(solver: Solver, problem: Problem, state: State) -> State:
-    """Repeat `step` until every problem has a status. Ctrl-C goes to the caller."""
-    work = Working(solver, problem, state)
-    while work.part.running:
-        work.step()
-    return work.merged()
+BUDGET: ContextVar[Budget | None] = ContextVar("budget", default=None)
+"""Of the solve under way. Not an argument: users write starts, and they call `finish`."""
 
 
 def run(
-    solver: Solver,
-    problem: Problem,
-    state: State,
-    callback: Callback | None = None,
-    time_limit: float | None = None,
+    solver: Solver, problem: Problem, state: State, callback: Callback | None = None
 ) -> tuple[State, tuple[float, ...]]:
     """Repeat `step` until every problem has a status. Ctrl-C keeps what there is.
 
     Returns:
-        The last state, and the seconds since the start after each step.
+        The last state, and the seconds since the solve began after each step.
     """
-    begin, seconds = time.perf_counter(), list[float]()
+    budget, seconds = BUDGET.get() or Budget(), list[float]()
+    begun = budget.seconds
     work = Working(solver, problem, state)
     try:
-        while work.part.running:
+        while work.part.running and budget.status is None:
             work.step()
-            seconds.append(time.perf_counter() - begin)
-            if callback is not None and callback(report(work.merged(), seconds)):
-                work.stop(Status.INTERRUPTED)
-            if time_limit is not None and seconds[-1] >= time_limit:
-                work.stop(Status.TIME_LIMIT)
+            seconds.append(budget.seconds)
+            if callback is not None and callback(report(work.merged(), seconds, state, begun)):
+                budget.status = Status.INTERRUPTED
+            budget.check()
     except KeyboardInterrupt:
-        work.stop(Status.INTERRUPTED)
+        budget.status = Status.INTERRUPTED
+    if budget.status is not None:
+        work.stop(budget.status)
     last = work.merged()
     return last, tuple(seconds[: len(last.rows)])
 
 
-def report(state: State, seconds: list[float]) -> Report:
-    return Report(
-        len(seconds), state.cost, state.residual, state.gap, state.status, seconds[-1], state
-    )
+def finish(solver: Solver, problem: Problem, state: State) -> State:
+    """`run` without its times: what a start needs that solves something on the way."""
+    return run(solver, problem, state)[0]
+
+
+def report(state: State, seconds: list[float], start: State, begun: float) -> Report:
+    facts = state.cost, state.residual, state.gap, state.status
+    return Report(len(seconds), *facts, seconds[-1], state, start, begun)
