@@ -431,13 +431,13 @@ def test_what_a_start_solves_on_the_way_counts_and_is_limited():
     late = ocp.solve(problem, starts=ocp.starts.weight_continuation(), time_limit=0.0)
     assert late.status == Status.TIME_LIMIT and int(late.iterations) == 1
     watched = []
-    whole = ocp.solve(problem, callback=lambda r: watched.append(r))
+    whole = ocp.solve(problem, callback=watched.append)
     first = watched[0]
-    assert 0 < int(first.start.iterations) and 0 < first.start_seconds < first.seconds
+    assert int(first.start.iterations) > 0 and 0 < first.start_seconds < first.seconds
     assert int(whole.iterations) == int(watched[-1].state.iterations)
 
 
-@pytest.mark.parametrize("after", [1, 150, 700])
+@pytest.mark.parametrize("after", [1, 150, 300])
 def test_ctrl_c_in_a_start_returns_an_iterate_that_is_feasible(after):
     problem, calls = swing().replace(goal=torch.tensor([math.pi, 0.0], dtype=F64)), [-1000]
 
