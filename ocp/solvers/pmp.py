@@ -15,7 +15,7 @@ Measured, iterations from the cases' own starts, float64 (tolerance 1e-7):
 problem                    lbfgs  gradient  ilqr  ddp
 =========================  =====  ========  ====  ===
 Van der Pol, T = 99           30       123     6    5
-the same, bounded, T = 100    36       140     8    7
+the same, bounded             36       140     8    7
 stirred tank, T = 78          14        42    10    5
 unicycle, T = 20              61       161    11    5
 =========================  =====  ========  ====  ===
