@@ -56,6 +56,6 @@ def square(v: Tensor, weight: Tensor) -> Tensor:
     return v @ (weight * v if weight.ndim == 1 else weight @ v)
 
 
-def smooth_abs(z: Tensor, width: float) -> Tensor:
+def smooth_abs(z: Tensor, width: float | Tensor) -> Tensor:
     """``sqrt(z^2 + width^2) - width``: |z| with a rounded corner (Tassa et al. 2014, eq. 17)."""
     return torch.sqrt(z * z + width * width) - width

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,11 +50,11 @@ def dynamics(x: Tensor, u: Tensor, t: Tensor, p: Parameters) -> Tensor:
 class ParkingCost:
     """Tassa's smooth-abs cost about the goal."""
 
-    def stage(self, x: Tensor, u: Tensor, t: Tensor, p: Mapping[str, Any]) -> Tensor:
+    def stage(self, x: Tensor, u: Tensor, t: Tensor, p: Mapping[str, Tensor]) -> Tensor:
         near = smooth_abs(x - p["goal"], p["widths"])
         return u @ (p["control_weights"] * u) + p["state_weights"] @ near
 
-    def terminal(self, x: Tensor, p: Mapping[str, Any]) -> Tensor:
+    def terminal(self, x: Tensor, p: Mapping[str, Tensor]) -> Tensor:
         return p["final_weights"] @ smooth_abs(x - p["goal"], p["final_widths"])
 
 
