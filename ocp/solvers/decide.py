@@ -106,7 +106,8 @@ def decide(r: Record, step_sizes: Tensor, rules: Rules) -> Decision:
     chosen_expected = torch.where(accepted, pick(expected), expected[0])
     chosen_decrease = torch.where(accepted, pick(decrease), 0)
 
-    weak = torch.where((expected[0] <= rounding) & r.usable, r.weak + 1, 0)
+    weak = torch.where(expected[0] <= rounding, r.weak + 1, 0)
+    weak = torch.where(r.usable, weak, r.weak)  # without a direction there is nothing to expect
     small = expected[0] <= cost_tolerance * scale
     closed = r.gap <= gap_tolerance
     calm = r.damping <= max(1e-3, rules.damping_start)  # a large damping hides what is left to gain
@@ -122,7 +123,7 @@ def decide(r: Record, step_sizes: Tensor, rules: Rules) -> Decision:
     for condition, status in (
         (iterations >= rules.max_iterations, Status.MAX_ITERATIONS),
         (damping > rules.damping_max, Status.STALLED),
-        ((weak >= 3) & closed & calm, Status.PRECISION),
+        ((weak >= 3) & closed & (calm | (r.residual <= tolerance)), Status.PRECISION),
         (
             accepted & (pick(r.trial_cost) < -rules.unbounded * (1 + r.start_cost.abs())),
             Status.UNBOUNDED,

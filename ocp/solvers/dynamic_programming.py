@@ -45,24 +45,24 @@ class ILQR(Solver):
     def direction(self, state: State, expansion: Expansion) -> Direction:
         """One backward pass; a second for the problems whose model it finds indefinite.
 
-        Those drop their second-order terms, or add the measured curvature if there are none.
+        Those drop their second-order terms, or add the measured curvature if they have none.
         """
         running = state.status == Status.RUNNING
         full = self.full(state)
         some = bool((full & running).any())
         curvature = masked(self.curvature(state, expansion), full) if some else None
-        none = torch.zeros_like(full)
+        first_order, none = ~full, torch.zeros_like(full)
         lacking = none if state.memory is None else state.memory[2, :, 0] > 0
         memory = None if state.memory is None else secant(state, expansion, lacking)
-        sweep = self.sweep(state, expansion, curvature, memory, ~full)
+        sweep = self.sweep(state, expansion, curvature, memory, first_order)
         again = running & (sweep.failed >= 0) & (full | ~lacking)
         if bool(again.any()):
-            lacking = lacking | (again & ~full)
+            lacking = lacking | (again & first_order)
             full = full & ~again
             if bool(lacking.any()):
                 memory = secant(state, expansion, lacking)
             curvature = masked(curvature, full) if curvature is not None else None
-            sweep = self.sweep(state, expansion, curvature, memory, ~full)
+            sweep = self.sweep(state, expansion, curvature, memory, first_order)
         usable = sweep.failed < 0
         return Direction(
             sweep.policy, sweep.slope, sweep.curvature, sweep.residual, usable, 1 + again, memory
@@ -74,11 +74,11 @@ class ILQR(Solver):
         expansion: Expansion,
         curvature: Curvature | None,
         memory: Tensor | None,
-        gauss_newton: Tensor,
+        first_order: Tensor,
     ) -> Sweep:
         damping, on_state = state.damping, self.regularisation == "state"
         if memory is not None:
-            damping = damping + torch.where(gauss_newton, memory[2, :, 0], 0)
+            damping = damping + torch.where(first_order, memory[2, :, 0], 0)
         return state.engine.sweep(expansion, state.us, state.gaps, damping, curvature, on_state)
 
 
