@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 COMPONENTS = 4  # states whose costates are drawn; more curves cannot be told apart
 MARKERS = "osD^vP*X"
+GAP = 1e-6  # above it a trajectory is not one
+PRINCIPLE = ("pmp", "indirect", "emsa", "msa")  # methods that work with costates
 
 
 def figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
@@ -45,7 +47,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     name = comparison.problem.name or "problem"
     many = f" (median of {comparison.problem.batch} problems)" if comparison.problem.batched else ""
     drawing.suptitle(f"{name}: {', '.join(comparison.solutions)}{many}")
-    costs = {m: middle(comparison.excess(m)) for m in comparison.solutions}
+    costs = {m: middle(feasible_excess(comparison, m)) for m in comparison.solutions}
     residuals = {m: middle(c.residual) for m, c in comparison.curves.items()}
     for row, values, label in (
         (0, costs, "cost above the best, relative"),
@@ -59,6 +61,12 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     draw_costates(axes[2, 0], comparison)
     draw_costate_differences(axes[2, 1], comparison)
     return save(drawing, path)
+
+
+def feasible_excess(comparison: Comparison, method: str) -> Tensor:
+    """Cost above the best; nan, which is not drawn, while gaps are open: that cost says nothing."""
+    excess, gap = comparison.excess(method), comparison.curves[method].gap
+    return torch.where(gap <= GAP, excess, torch.nan)
 
 
 def middle(values: Tensor) -> Tensor:
@@ -89,13 +97,12 @@ def curves(
 
 
 def draw_costates(axis: Any, comparison: Comparison) -> None:
-    """p of the maximum principle (or else of the first method) over V_x of the best one."""
-    problem, best = comparison.problem, comparison.best_method
-    if best is None:
+    """p of a method of the maximum principle over V_x of the best from dynamic programming."""
+    problem, pair = comparison.problem, costates_and_values(comparison)
+    if pair is None:
         axis.set_axis_off()
         return
-    methods = [m for m in comparison.solutions if m != best] or [best]
-    other = "pmp" if "pmp" in methods else methods[0]
+    other, best = pair
     p = same_layout(problem, comparison.solutions[other].costates)
     v = same_layout(problem, comparison.solutions[best].value.vx)
     for i in range(min(COMPONENTS, *(len(s[0]) for s in v))):
@@ -105,6 +112,23 @@ def draw_costates(axis: Any, comparison: Comparison) -> None:
     axis.set(xlabel="stage", title=f"p of {other} (thin) over V_x of {best} (wide)")
     axis.legend()
     axis.grid(alpha=0.3)
+
+
+def costates_and_values(comparison: Comparison) -> tuple[str, str] | None:
+    """Whose costates to draw over whose V_x: of each kind the best method that converged."""
+    best, solutions = comparison.best_method, comparison.solutions
+    if best is None:
+        return None
+
+    def rank(method: str) -> tuple[int, int]:
+        converged = int(torch.as_tensor(solutions[method].converged).sum())
+        return converged, comparison.wins(method)
+
+    def first(methods: list[str]) -> str:
+        return best if best in methods else max(methods or list(solutions), key=rank)
+
+    principle = [m for m in solutions if solutions[m].method in PRINCIPLE]
+    return first(principle), first([m for m in solutions if m not in principle])
 
 
 def draw_costate_differences(axis: Any, comparison: Comparison) -> None:
