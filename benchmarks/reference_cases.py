@@ -1,6 +1,7 @@
 """Solve reference problems with known optima by every method, and print a table.
 
-    python benchmarks/reference_cases.py CASES_DIR [--methods ddp,ilqr,...] [--cases a,b] [--out F]
+    python benchmarks/reference_cases.py CASES_DIR [--methods ddp,ilqr,...] [--cases a,b]
+                                         [--seconds S] [--out F]
 
 CASES_DIR holds `cases.py` (problem definitions with a namespace argument) and `reference.json`
 (optima found by CasADi + IPOPT). Cases with path or terminal constraints are left out. A cost is
@@ -74,12 +75,14 @@ def verdict(cost: float, reference: dict[str, Any]) -> str:
     return "missed"
 
 
-def rows_of(module: ModuleType, case: Any, reference: dict[str, Any], methods: list[str]) -> Any:
+def rows_of(
+    module: ModuleType, case: Any, reference: dict[str, Any], methods: list[str], limit: float
+) -> Any:
     problem = problem_of(module, case)
     controls = [torch.from_numpy(case.u0(k)) for k in range(case.N)]
     for method in methods:
         begin = time.process_time()
-        solution = ocp.solve(problem, method, controls=controls, time_limit=300.0)
+        solution = ocp.solve(problem, method, controls=controls, time_limit=limit)
         seconds = time.process_time() - begin
         us = [u.numpy() for u in solution.controls]
         cost = float(case.rollout(us)[1])
@@ -103,6 +106,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--methods", default=",".join(m for m in METHODS if m in ocp.METHODS))
     parser.add_argument("--cases", default="")
+    parser.add_argument("--seconds", type=float, default=300.0, help="limit of one solve")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -113,7 +117,8 @@ def main() -> None:
         case = module.CASES[name]
         if case.path or case.term_eq or case.term_ineq:
             continue
-        for row in rows_of(module, case, references[name], options.methods.split(",")):
+        methods = options.methods.split(",")
+        for row in rows_of(module, case, references[name], methods, options.seconds):
             rows.append(row)
             print(
                 f"{row['case']:24s} {row['method']:9s} {row['status']:14s} {row['cost']:<16.10g} "
