@@ -1,0 +1,1 @@
+"""The native engine: user functions traced, differentiated, and compiled into one program."""

@@ -1,0 +1,268 @@
+"""From a problem to the text of its C++ program, and to the numbers the program reads.
+
+The text depends on the functions, sizes and dtype only; the same problem gives the same bytes. It
+is straight-line code for scalars or packs of them (``V``), with the functions of ``maths.h``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ocp.engines.native.derive import Derivatives
+from ocp.engines.native.graph import Graph
+from ocp.engines.native.recorder import Recorder
+from ocp.engines.native.solves import expand_solves
+from ocp.engines.native.sources import Block, problem_numbers, shared_numbers
+from ocp.engines.native.trace import described, trace_numbers, trace_problem
+from ocp.engines.native.values import Untraceable
+from ocp.problem import Problem
+from ocp.solvers.decide import Record, Rules, decide
+
+LIMIT = 20_000  # scalar operations of all functions together
+CREATED = 20  # times the limit: nodes that may be made on the way
+
+INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "eq": "=="}
+INFIX |= {"and": "&", "or": "|"}
+CALLS = {"abs": "abs_", "min": "min_", "max": "max_", "root": "sqrt"}
+# Functions the headers do not have, from those they have.
+COMPOSED = {
+    "sigmoid": "V(1.0) / (V(1.0) + exp(-{0}))",
+    "asinh": "sign({0}) * log1p(abs_({0}) + {0} * {0} / (V(1.0) + sqrt({0} * {0} + V(1.0))))",
+    "acosh": "log1p(({0} - V(1.0)) + sqrt(({0} - V(1.0)) * ({0} + V(1.0))))",
+    "atanh": "V(0.5) * (log1p({0}) - log1p(-{0}))",
+    "neg": "-{0}",
+    "not": "!{0}",
+    "select": "select({0}, {1}, {2})",
+}
+
+
+@dataclass(frozen=True)
+class Output:
+    """An array a function writes, and what into it."""
+
+    name: str
+    ids: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """The text for one problem, and where its run-time numbers come from.
+
+    Attributes:
+        text: ``struct Model``.
+        nodes: scalar operations in it, by function.
+        par: sources of the shared numbers, in order of first use.
+        dat: sources of the per-problem numbers.
+        graph, outputs: the expressions behind the text, for checks.
+    """
+
+    text: str
+    nodes: dict[str, int]
+    par: Block
+    dat: Block
+    graph: Graph
+    outputs: dict[str, list[Output]]
+
+    def shared(self, problem: Problem) -> Tensor:
+        """Shared numbers as they are now: (P,). Raises `sources.Changed`."""
+        return shared_numbers(self.par, problem)
+
+    def per_problem(self, problem: Problem) -> Tensor:
+        """Per-problem numbers as they are now: (B, K). Raises `sources.Changed`."""
+        return problem_numbers(self.dat, problem)
+
+
+# -- the model -----------------------------------------------------------------------------------
+def model(problem: Problem, limit: int = LIMIT) -> Program:
+    """Trace, differentiate and write the program of a problem.
+
+    Raises:
+        Untraceable: what cannot be translated, with the operation and the user's line; stages or
+            samples that are not alike; more than ``limit`` scalar operations.
+    """
+    if problem.stagewise or not problem.uniform:
+        raise Untraceable("problem", "stagewise functions or sizes are not compiled yet", "")
+    if problem.shared_controls:
+        raise Untraceable("problem", "shared controls are not compiled yet", "")
+    recorder = Recorder(problem.x0.dtype, problem.horizon, CREATED * limit, described, problem)
+    values = trace_problem(problem, recorder)
+    g = recorder.graph
+    n, m = problem.state_dims[0], problem.control_dims[0]
+    outputs = derivatives(g, {k: v.tolist() for k, v in values.items()}, n, m)
+    for pieces in outputs.values():
+        for piece in pieces:
+            piece.ids[:] = expand_solves(g, piece.ids)
+    nodes = {name: operations(g, all_ids(pieces)) for name, pieces in outputs.items()}
+    if sum(nodes.values()) > limit:
+        raise Untraceable(
+            "problem", f"{sum(nodes.values())} scalar operations, the limit is {limit}", ""
+        )
+    par, dat = recorder.shared, recorder.data
+    writer = Writer(g, par.places(), dat.places())
+    text = "struct Model {\n" + f"  static constexpr int n = {n}, m = {m};\n"
+    for name, pieces in outputs.items():
+        text += writer.function(name, SIGNATURES[name], pieces)
+    return Program(text + "};\n", nodes, par, dat, g, outputs)
+
+
+SIGNATURES = {
+    "f": "const V* x, const V* u, const C& c",
+    "l": "const V* x, const V* u, const C& c",
+    "phi": "const V* x, const C& c",
+    "f_jacobian": "const V* x, const V* u, const C& c",
+    "l_expansion": "const V* x, const V* u, const C& c",
+    "phi_expansion": "const V* x, const C& c",
+    "f_contracted": "const V* x, const V* u, const C& c, const V* v",
+}
+
+
+def derivatives(g: Graph, values: dict[str, list[int]], n: int, m: int) -> dict[str, list[Output]]:
+    """All functions of the model: values, and derivatives by z = (x, u), row by row."""
+    x, u = ([g.leaf(kind, i) for i in range(size)] for kind, size in (("x", n), ("u", m)))
+    v = [g.leaf("v", i) for i in range(n)]
+    by_z, by_x = Derivatives(g, x + u), Derivatives(g, x)
+
+    def expansion(of: Derivatives, y: list[int], seeds: list[int]) -> tuple[list[int], list[int]]:
+        gradient = of.gradient(y, seeds)
+        return gradient, flat(of.hessian(gradient))
+
+    lz, lzz = expansion(by_z, values["l"], [g.one])
+    phix, phixx = expansion(by_x, values["phi"], [g.one])
+    _, vfzz = expansion(by_z, values["f"], v)
+    return {
+        "f": [Output("y", values["f"])],
+        "l": [Output("y", values["l"])],
+        "phi": [Output("y", values["phi"])],
+        "f_jacobian": [Output("F", flat(by_z.jacobian(values["f"])))],
+        "l_expansion": [Output("g", lz), Output("H", lzz)],
+        "phi_expansion": [Output("g", phix), Output("H", phixx)],
+        "f_contracted": [Output("H", vfzz)],
+    }
+
+
+def flat(rows: Iterable[Sequence[int]]) -> list[int]:
+    return [entry for row in rows for entry in row]
+
+
+def all_ids(pieces: Iterable[Output]) -> list[int]:
+    return flat(piece.ids for piece in pieces)
+
+
+def operations(g: Graph, roots: Sequence[int]) -> int:
+    return sum(g.ops[i] not in ("number", "leaf") for i in g.reachable(roots))
+
+
+# -- the decisions -------------------------------------------------------------------------------
+def decide_text(rules: Rules, trials: int, dtype: torch.dtype) -> str:
+    """``struct Decide``: `ocp.solvers.decide.decide` for ``trials`` step sizes 1, 1/2, ....
+
+    Inputs are the fields of `Record` in order, the (A, B) ones with A entries; outputs the fields
+    of `Decision`. Bools and integers are numbers.
+
+    Raises:
+        Untraceable: the function cannot be translated.
+    """
+    graph, ids = decide_graph(rules, trials, dtype)
+    count = sum(r.numel() for r in example_record(trials, dtype))
+    writer = Writer(graph, [], [])
+    body = writer.function("run", "const V* in", [Output("out", ids)], context=False)
+    sizes = f"  static constexpr int inputs = {count}, outputs = {len(ids)};\n"
+    return "struct Decide {\n" + sizes + body + "};\n"
+
+
+def decide_graph(rules: Rules, trials: int, dtype: torch.dtype) -> tuple[Graph, list[int]]:
+    """The expressions of `decide_text`; leaf ``("in", i)`` is the i-th input."""
+
+    def outcome(*fields: Tensor) -> Sequence[Tensor]:
+        step_sizes = 0.5 ** torch.arange(trials, dtype=dtype)
+        return decide(Record(*fields), step_sizes, rules)
+
+    graph, parts = trace_numbers(outcome, example_record(trials, dtype), CREATED * LIMIT)
+    return graph, [graph.as_number(i) for part in parts for i in part.tolist()]
+
+
+def example_record(trials: int, dtype: torch.dtype) -> Record:
+    """One problem in the middle of a solve, for shapes and kinds."""
+    one = lambda value: torch.full((1,), value, dtype=dtype)
+    flag, count = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
+    falls = one(1.3) - 0.1 * torch.rand(trials, 1, generator=torch.Generator().manual_seed(0))
+    return Record(
+        cost=one(1.25), gap=one(0.0625), slope=one(-0.5), curvature=one(0.375), residual=one(0.25),
+        usable=flag, finite=flag.clone(), trial_cost=falls.to(dtype),
+        trial_finite=torch.ones(trials, 1, dtype=torch.bool), start_cost=one(2.5),
+        damping=one(1e-3), penalty=one(0.125), second_order=~flag, weak=count,
+        status=count.clone(), iterations=count + 1,
+    )  # fmt: skip
+
+
+# -- text ----------------------------------------------------------------------------------------
+class Writer:
+    """Writes functions of the graph; ``par`` and ``dat``: where each source begins."""
+
+    def __init__(self, graph: Graph, par: Sequence[int], dat: Sequence[int]) -> None:
+        self.graph = graph
+        self.bases = {"par": par, "dat": dat}
+
+    def function(
+        self, name: str, arguments: str, outputs: Sequence[Output], context: bool = True
+    ) -> str:
+        """A member function template with all statements, in topological order."""
+        targets = ", ".join(f"V* {o.name}" for o in outputs)
+        head = "template <class V, class C>" if context else "template <class V>"
+        lines = [f"  {head} OCP_FN void {name}({arguments}, {targets}) {{"]
+        unused = [a.split()[-1].lstrip("*&") for a in arguments.split(", ")]
+        lines.append("    " + " ".join(f"(void){a};" for a in unused))
+        names: dict[int, str] = {}
+        count = 0
+        for i in self.graph.reachable(all_ids(outputs)):
+            op, args = self.graph.ops[i], self.graph.args[i]
+            if op == "number":
+                names[i] = number(self.graph.data[i])
+            elif op == "stop":
+                names[i] = names[args[0]]
+            else:
+                names[i] = f"a{count}"
+                count += 1
+                kind = "auto" if self.graph.is_mask(i) else "V"
+                text = self._expression(i, [names[a] for a in args])
+                lines.append(f"    const {kind} {names[i]} = {text};")
+        for o in outputs:
+            lines += [f"    {o.name}[{k}] = {names[i]};" for k, i in enumerate(o.ids)]
+        return "\n".join([*lines, "  }", ""])
+
+    def _expression(self, i: int, args: list[str]) -> str:
+        op = self.graph.ops[i]
+        if op == "leaf":
+            return self._leaf(*self.graph.data[i])
+        if op in INFIX:
+            return f"{args[0]} {INFIX[op]} {args[1]}"
+        if op in COMPOSED:
+            return COMPOSED[op].format(*args)
+        if op == "amax":
+            text = args[0]
+            for a in args[1:]:
+                text = f"max_({text}, {a})"
+            return text
+        return f"{CALLS.get(op, op)}({', '.join(args)})"
+
+    def _leaf(self, kind: str, k: int = 0, offset: int = 0, stride: int = 0) -> str:
+        if kind == "t":
+            return "c.t()"
+        if kind not in self.bases:
+            return f"{kind}[{k}]"
+        place = self.bases[kind][k] + offset
+        return f"c.{kind}_at({place}, {stride})" if stride else f"c.{kind}({place})"
+
+
+def number(value: np.floating) -> str:
+    """A constant, with all its digits; without the names that only some compilers have."""
+    if np.isnan(value):
+        return "V(1e308 * 1e308 * 0.0)"
+    if np.isinf(value):
+        return "V(1e308 * 1e308)" if value > 0 else "V(-1e308 * 1e308)"
+    return f"V({float(value)!r})"
