@@ -1,0 +1,303 @@
+// The entry points of a compiled program.
+//
+// Arrays are contiguous, Real or int64, of the shapes given; d = n + m. Optional ones may be null.
+// The first argument is `Data`, see context.h; its work memory is overwritten. Programs built with
+// OCP_SINGLE take B = 1 only. No entry keeps a pointer, and calls with different work memory may
+// run at the same time.
+#pragma once
+#include "group.h"
+#if OCP_DECIDE
+#include "loop.h"
+#endif
+
+#define OCP_ENTRY extern "C" __attribute__((visibility("default"))) void
+
+namespace ocp {
+
+// body(block, x, u) for all samples of T stages and L lines, W at a time.
+template <class Body>
+OCP_FN void each_block(const Data& data, Int lines, const Real* xs, const Real* us, Body body) {
+  const Int samples = data.T * lines, count = (samples + OCP_LANES - 1) / OCP_LANES;
+  parallel(data.threads, count, [&](Int, Int begin, Int end) {
+    for (Int i = begin; i < end; ++i) {
+      Wide x[n], u[m];
+      const Block block = block_at(data, lines, i * OCP_LANES, samples);
+      gather(xs, n, block.row, x);
+      gather(us, m, block.row, u);
+      body(block, x, u);
+    }
+  });
+}
+
+// body(block, x) for the last states (L, n), W at a time.
+template <class Body> OCP_FN void each_end(const Data& data, Int lines, const Real* end, Body body) {
+  for (Int first = 0; first < lines; first += OCP_LANES) {
+    Wide x[n];
+    const Block block = block_at(data, lines, first, lines);
+    gather(end, n, block.row, x);
+    body(block, x);
+  }
+}
+
+// body(group, first problem, how many) for all groups, each thread with its own work memory.
+template <class Body> OCP_FN void each_group(const Data& data, Body body) {
+  const Int bytes = group_bytes(data);
+  parallel(data.threads, group_count(data.B), [&](Int thread, Int begin, Int end) {
+    Arena arena(data.work + thread * bytes);
+    Group<Lane> group;
+    group.place(data, arena);
+    for (Int i = begin; i < end; ++i) {
+      const int count = take_consecutive(group, i * lanes);
+      body(group, count, arena);
+    }
+  });
+}
+
+// Second argument of `ocp_sweep`. Fields are 8 bytes each.
+struct SweepCall {
+  Given given;           // without fz, stages are expanded along xs, us
+  const Real* xs;        // (T + 1, B, n); optional with a given expansion and no second order
+  const Real* us;        // (T, B, m)
+  const Real* gaps;      // (T, B, n), optional
+  const Real* damping;   // (B,)
+  const Int* full;       // (B,) nonzero where the model has second-order terms; optional: nowhere
+  Int on_state;          // the damping is on V_xx
+  Real *k, *K;           // out: (T, B, m), (T, B, m, n)
+  Real *vx, *vxx;        // out, optional: (T + 1, B, n), (T + 1, B, n, n)
+  Real *slope, *curvature, *residual;  // out: (B,)
+  Int *failed, *finite;  // out: (B,); finite: 1 where all derivatives that were used are
+};
+
+template <class V>
+OCP_FN void sweep_group(const Data& data, const SweepCall& call, Group<V>& g, int count, Arena arena) {
+  const Int T = data.T, B = data.B;
+  Pass<V> pass = {};
+  pass.data = &data;
+  pass.full = !always<V>();
+  for (int l = 0; l < lanes; ++l) {
+    set(pass.damping, l, call.damping[g.rows[l]]);
+    if (call.full) set(pass.full, l, call.full[g.rows[l]] != 0);
+  }
+  if (call.xs) gather(call.xs, T + 1, B, n, g.rows, g.x);
+  gather(call.us, T, B, m, g.rows, g.u);
+  if (call.gaps) gather(call.gaps, T, B, n, g.rows, g.gap);
+  pass.us = g.u;
+  pass.gaps = call.gaps ? g.gap : nullptr;
+  pass.on_state = call.on_state != 0;
+  pass.k = g.k;
+  pass.K = g.K;
+  if (call.vx) {
+    pass.vx = arena.take<V>((T + 1) * n);
+    pass.vxx = arena.take<V>((T + 1) * n * n);
+  }
+  g.given = call.given.fz || call.given.table ? &call.given : nullptr;
+  g.begin();
+  const Promise<V> promise = sweep(pass, g);
+  scatter(g.k, T, B, m, g.rows, count, call.k);
+  scatter(g.K, T, B, m * n, g.rows, count, call.K);
+  if (call.vx) {
+    scatter(pass.vx, T + 1, B, n, g.rows, count, call.vx);
+    scatter(pass.vxx, T + 1, B, n * n, g.rows, count, call.vxx);
+  }
+  for (int l = 0; l < count; ++l) {
+    const Int b = g.rows[l];
+    call.slope[b] = get(promise.slope, l);
+    call.curvature[b] = 2 * (get(promise.change, l) - get(promise.slope, l));
+    call.residual[b] = get(promise.residual, l);
+    call.failed[b] = Int(get(promise.failed, l));
+    call.finite[b] = get(g.residue, l) == 0;
+  }
+}
+
+// Second argument of `ocp_follow`. Fields are 8 bytes each.
+struct FollowCall {
+  const Real *xs, *us;      // (T + 1, B, n), (T, B, m)
+  const Real* gaps;         // (T, B, n), optional
+  const Real *k, *K;        // (T, B, m), (T, B, m, n); K optional: no feedback
+  const Real* step_sizes;   // (A,)
+  Int A;
+  Real *trial_xs, *trial_us;  // out: (T + 1, A, B, n), (T, A, B, m)
+  Real* cost;                 // out: (A, B)
+};
+
+template <class V>
+OCP_FN void follow_single(const Data& data, const FollowCall& call, Group<V>& g) {
+  const Nominal<Real> about = {call.xs, call.us, call.gaps, call.k, call.K};
+  const Int same[OCP_LANES] = {};
+  for (Int first = 0; first < call.A; first += OCP_LANES) {
+    const int count = int(call.A - first < OCP_LANES ? call.A - first : OCP_LANES);
+    Int line[OCP_LANES];
+    Wide a;
+    for (int l = 0; l < OCP_LANES; ++l) {
+      line[l] = first + (l < count ? l : count - 1);
+      set(a, l, call.step_sizes[line[l]]);
+    }
+    const auto out = follow(data, context_of<Wide>(data, same), about, a, g.trial_x, g.trial_u);
+    scatter(g.trial_x, data.T + 1, call.A, n, line, count, call.trial_xs);
+    scatter(g.trial_u, data.T, call.A, m, line, count, call.trial_us);
+    scatter(&out.cost, 1, line, count, call.cost);
+  }
+}
+
+template <class V>
+OCP_FN void follow_group(const Data& data, const FollowCall& call, Group<V>& g, int count) {
+  const Int T = data.T, B = data.B;
+  gather(call.xs, T + 1, B, n, g.rows, g.x);
+  gather(call.us, T, B, m, g.rows, g.u);
+  gather(call.k, T, B, m, g.rows, g.k);
+  if (call.gaps) gather(call.gaps, T, B, n, g.rows, g.gap);
+  if (call.K) gather(call.K, T, B, m * n, g.rows, g.K);
+  const Nominal<V> about = {g.x, g.u, call.gaps ? g.gap : nullptr, g.k, call.K ? g.K : nullptr};
+  for (Int j = 0; j < call.A; ++j) {
+    Int line[lanes];
+    for (int l = 0; l < lanes; ++l) line[l] = j * B + g.rows[l];
+    const auto out = follow(data, g.c, about, Wide(call.step_sizes[j]), g.trial_x, g.trial_u);
+    scatter(g.trial_x, T + 1, call.A * B, n, line, count, call.trial_xs);
+    scatter(g.trial_u, T, call.A * B, m, line, count, call.trial_us);
+    scatter(&out.cost, 1, line, count, call.cost);
+  }
+}
+
+template <class V>
+OCP_FN void follow_lanes(const Data& data, const FollowCall& call, Group<V>& g, int count) {
+  if constexpr (Group<V>::lanes == 1) follow_single(data, call, g);
+  else follow_group(data, call, g, count);
+}
+
+}  // namespace ocp
+
+using ocp::Data;
+using ocp::Int;
+using ocp::Real;
+
+// n, m, lanes, single, bounds, second order, step sizes tried (0 without Decide), bytes of a Real.
+OCP_ENTRY ocp_info(Int* out) {
+  const Int facts[] = {ocp::n, ocp::m, OCP_LANES, ocp::single, ocp::bounded, OCP_SECOND_ORDER,
+#if OCP_DECIDE
+                       ocp::trials,
+#else
+                       0,
+#endif
+                       sizeof(Real)};
+  for (int i = 0; i < 8; ++i) out[i] = facts[i];
+}
+
+extern "C" __attribute__((visibility("default"))) Int ocp_work_bytes(const Data* data) {
+  return ocp::group_bytes(*data) * ocp::threads_for(data->threads, ocp::group_count(data->B));
+}
+
+// xs (T + 1, B, n) of controls us (T, B, m) from x0 (B, n).
+OCP_ENTRY ocp_rollout(const Data* data, const Real* x0, const Real* us, Real* xs) {
+  ocp::each_group(*data, [&](auto& g, int count, auto&) {
+    const Int T = data->T, B = data->B;
+    Int rows[OCP_LANES];
+    for (int l = 0; l < OCP_LANES; ++l) rows[l] = g.rows[l % ocp::lanes];
+    gather(x0, ocp::n, rows, g.trial_x);
+    gather(us, T, B, ocp::m, rows, g.trial_u);
+    rollout(*data, ocp::context_of<ocp::Wide>(*data, rows), g.trial_u, g.trial_x);
+    scatter(g.trial_x, T + 1, B, ocp::n, rows, count, xs);
+  });
+}
+
+// cost (L,) of lines xs (T + 1, L, n), us (T, L, m); line i is of problem i % B.
+OCP_ENTRY ocp_total_cost(const Data* data, Int L, const Real* xs, const Real* us, Real* cost) {
+  using namespace ocp;
+  each_end(*data, L, xs + data->T * L * n, [&](const Block& block, const Wide* x) {
+    Wide phi;
+    Model::phi(x, block.c, &phi);
+    scatter(&phi, 1, block.row, block.count, cost);
+  });
+  Data alone = *data;  // lines collect stages in turn: one thread
+  alone.threads = 1;
+  each_block(alone, L, xs, us, [&](const Block& block, const Wide* x, const Wide* u) {
+    Wide l;
+    Model::l(x, u, block.c, &l);
+    for (int i = 0; i < block.count; ++i) cost[block.row[i] % L] += get(l, i);
+  });
+}
+
+// gaps (T, B, n): f(x[t], u[t]) - x[t + 1].
+OCP_ENTRY ocp_gaps(const Data* data, const Real* xs, const Real* us, Real* gaps) {
+  using namespace ocp;
+  each_block(*data, data->B, xs, us, [&](const Block& block, const Wide* x, const Wide* u) {
+    Wide next[n], given[n];
+    gather(xs + data->B * n, n, block.row, given);
+    Model::f(x, u, block.c, next);
+    for (int i = 0; i < n; ++i) next[i] -= given[i];
+    scatter(next, n, block.row, block.count, gaps);
+  });
+}
+
+// fz (T, B, n, d), lz (T, B, d), lzz (T, B, d, d), phix (B, n), phixx (B, n, n).
+OCP_ENTRY ocp_expand(const Data* data, const Real* xs, const Real* us, Real* fz, Real* lz, Real* lzz,
+                     Real* phix, Real* phixx) {
+  using namespace ocp;
+  each_block(*data, data->B, xs, us, [&](const Block& block, const Wide* x, const Wide* u) {
+    Stage<Wide> s;
+    Wide H[d * d];
+    expand_stage(x, u, block.c, s);
+    for (int i = 0; i < d * d; ++i) H[i] = s.H[sym(i / d, i % d)];
+    scatter(s.F, n * d, block.row, block.count, fz);
+    scatter(s.g, d, block.row, block.count, lz);
+    scatter(H, d * d, block.row, block.count, lzz);
+  });
+  each_end(*data, data->B, xs + data->T * data->B * n, [&](const Block& block, const Wide* x) {
+    Wide g[n], H[n * n];
+    Model::phi_expansion(x, block.c, g, H);
+    scatter(g, n, block.row, block.count, phix);
+    scatter(H, n * n, block.row, block.count, phixx);
+  });
+}
+
+#if OCP_SECOND_ORDER
+// H (T, B, d, d): v . f_zz at every stage, v (T, B, n).
+OCP_ENTRY ocp_contracted(const Data* data, const Real* xs, const Real* us, const Real* v, Real* H) {
+  using namespace ocp;
+  each_block(*data, data->B, xs, us, [&](const Block& block, const Wide* x, const Wide* u) {
+    Wide along[n], out[d * d];
+    gather(v, n, block.row, along);
+    Model::f_contracted(x, u, block.c, along, out);
+    scatter(out, d * d, block.row, block.count, H);
+  });
+}
+#endif
+
+// ps (T + 1, B, n) and hus (T, B, m) of an expansion.
+OCP_ENTRY ocp_costates(const Data* data, const Real* fz, const Real* lz, const Real* phix, Real* ps,
+                       Real* hus) {
+  for (Int b = 0; b < data->B; ++b) ocp::costates(data->T, data->B, b, fz, lz, phix, ps, hus);
+}
+
+// dxs (T + 1, B, n) and dus (T, B, m) under linearised dynamics; K and gaps are optional.
+OCP_ENTRY ocp_linear_rollout(const Data* data, const Real* fz, const Real* k, const Real* K,
+                             const Real* gaps, Real* dxs, Real* dus) {
+  for (Int b = 0; b < data->B; ++b)
+    ocp::linear_rollout(data->T, data->B, b, fz, k, K, gaps, dxs, dus);
+}
+
+OCP_ENTRY ocp_sweep(const Data* data, const ocp::SweepCall* call) {
+  ocp::each_group(*data, [&](auto& g, int count, auto& arena) {
+    ocp::sweep_group(*data, *call, g, count, arena);
+  });
+}
+
+OCP_ENTRY ocp_follow(const Data* data, const ocp::FollowCall* call) {
+  ocp::each_group(*data, [&](auto& g, int count, auto&) {
+    ocp::follow_lanes(*data, *call, g, count);
+  });
+}
+
+#if OCP_DECIDE
+// Returns the largest number of steps that a problem took.
+extern "C" __attribute__((visibility("default"))) Int ocp_iterate(
+    const Data* data, const ocp::Iterate* call) {
+  for (Int b = 0; b < data->B; ++b) call->taken[b] = call->handed[b] = 0;
+  const Int bytes = ocp::group_bytes(*data), B = data->B, groups = ocp::group_count(B);
+  ocp::parallel(data->threads, groups, [&](Int thread, Int begin, Int end) {
+    const Int last = end * ocp::lanes;
+    ocp::iterate_range(*data, *call, data->work + thread * bytes, begin * ocp::lanes,
+                       last < B ? last : B);
+  });
+  return ocp::fill_rows(*data, *call);
+}
+#endif

@@ -1,0 +1,98 @@
+"""The entry points of compiled programs, as ctypes sees them: `abi.h` in Python.
+
+Arrays are passed as addresses (``tensor.data_ptr()``), 0 for an optional one that is missing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import Structure, c_int64, c_void_p
+from typing import NamedTuple
+
+
+def fields(text: str) -> list[tuple[str, type]]:
+    """``name:kind`` words, kind p for an address and i for an int64."""
+    kinds: dict[str, type] = {"p": c_void_p, "i": c_int64}
+    return [(name, kinds[kind]) for name, kind in (word.split(":") for word in text.split())]
+
+
+class Data(Structure):
+    """First argument of every entry: T, B, P numbers a row of dat, threads; the arrays of
+    parameters, bounds (T, m) and work memory."""
+
+    _fields_ = fields("T:i B:i P:i threads:i par:p dat:p lower:p upper:p work:p")
+
+
+class SweepCall(Structure):
+    """Of ``ocp_sweep``; see abi.h for shapes."""
+
+    _fields_ = fields(
+        "fz:p lz:p lzz:p phix:p phixx:p table:p xs:p us:p gaps:p damping:p full:p on_state:i "
+        "k:p K:p vx:p vxx:p slope:p curvature:p residual:p failed:p finite:p"
+    )
+
+
+class FollowCall(Structure):
+    """Of ``ocp_follow``; see abi.h for shapes."""
+
+    _fields_ = fields("xs:p us:p gaps:p k:p K:p step_sizes:p A:i trial_xs:p trial_us:p cost:p")
+
+
+class Iterate(Structure):
+    """Of ``ocp_iterate``; see loop.h for shapes and the order of rows."""
+
+    _fields_ = fields(
+        "steps:i method:i on_state:i step_sizes:p xs:p us:p gaps:p reals:p counts:p rows:p "
+        "taken:p handed:p"
+    )
+
+
+REALS = ("cost", "gap", "start_cost", "damping", "penalty", "residual")
+COUNTS = ("second_order", "weak", "status", "iterations", "rollouts", "sweeps")
+ROWS = (
+    *("cost", "expected", "decrease", "step_size", "damping"),
+    *("residual", "gap", "second_order", "running"),
+)
+
+
+class Info(NamedTuple):
+    """What a program was built for."""
+
+    n: int
+    m: int
+    lanes: int
+    single: bool
+    bounds: bool
+    second_order: bool
+    trials: int  # step sizes of its `Decide`; 0 without
+    bytes: int  # of a number
+
+
+ARGUMENTS = {  # of each entry after `Data`: addresses, unless i
+    "ocp_rollout": "ppp",
+    "ocp_total_cost": "ippp",
+    "ocp_gaps": "ppp",
+    "ocp_expand": "ppppppp",
+    "ocp_contracted": "pppp",
+    "ocp_costates": "ppppp",
+    "ocp_linear_rollout": "pppppp",
+    "ocp_sweep": "p",
+    "ocp_follow": "p",
+    "ocp_iterate": "p",
+}
+
+
+def declare(library: ctypes.CDLL) -> Info:
+    """Give the entry points of a loaded program their types."""
+    kinds = {"p": c_void_p, "i": c_int64}
+    for name, arguments in ARGUMENTS.items():
+        if hasattr(library, name):
+            entry = getattr(library, name)
+            entry.argtypes = [c_void_p, *(kinds[a] for a in arguments)]
+            entry.restype = c_int64 if name == "ocp_iterate" else None
+    library.ocp_work_bytes.argtypes, library.ocp_work_bytes.restype = [c_void_p], c_int64
+    library.ocp_info.argtypes, library.ocp_info.restype = [c_void_p], None
+    numbers = (c_int64 * 8)()
+    library.ocp_info(numbers)
+    n, m, lanes, single, bounds, second_order, trials, size = numbers
+    return Info(n, m, lanes, bool(single), bool(bounds), bool(second_order), trials, size)

@@ -1,0 +1,94 @@
+// Box-constrained quadratic programs by projected Newton steps, in step in all lanes.
+//
+// minimise 1/2 x' H x + g' x  subject to  lo <= x <= hi   (Tassa, Mansard, Todorov 2014, III-B)
+// The choices are those of the module box_qp of the eager engine.
+#pragma once
+#include "linalg.h"
+
+namespace ocp {
+
+template <int m, class V> struct BoxQP {
+  V x[m];
+  typename Mask<V>::type free[m];  // not held by a limit
+  Factor<m, V> factor;             // of H on the free components, of the identity on the others
+  typename Mask<V>::type definite;  // H is, on the free components, and x is optimal
+};
+
+template <class V> constexpr double epsilon = is_double<V> ? 2.220446049250313e-16 : 1.1920928955078125e-07;
+
+// Gradient at x, who is free, and the factor there. Where every free component of the gradient is
+// rounding, or H is not definite, the search is over: returns that.
+template <int m, class V>
+OCP_FN typename Mask<V>::type box_state(
+    const V* H, const V* g, const V* lo, const V* hi, BoxQP<m, V>& qp, V* slope) {
+  V masked[tri_size(m)];
+  auto flat = always<V>();
+  OCP_UNROLL
+  for (int i = 0; i < m; ++i) {
+    V size = abs_(g[i]);
+    slope[i] = g[i];
+    OCP_UNROLL
+    for (int j = 0; j < m; ++j) {
+      V term = H[sym(i, j)] * qp.x[j];
+      slope[i] += term;
+      size += abs_(term);
+    }
+    qp.free[i] = !(((qp.x[i] <= lo[i]) & (slope[i] > V(0))) | ((qp.x[i] >= hi[i]) & (slope[i] < V(0))));
+    flat = flat & ((abs_(slope[i]) <= V(16 * epsilon<V>)*size) | !qp.free[i]);
+  }
+  OCP_UNROLL
+  for (int i = 0; i < m; ++i) {
+    OCP_UNROLL
+    for (int j = 0; j <= i; ++j)
+      masked[tri(i, j)] = select(qp.free[i] & qp.free[j], H[tri(i, j)], V(i == j ? 1 : 0));
+  }
+  qp.factor = factor<m>(masked);
+  return flat | !qp.factor.definite;
+}
+
+// Move x along the projected step, the largest of 1, 1/2, ... with enough decrease. Lanes that are
+// done stay; those without a decrease become done: optimal to rounding.
+template <int m, class V>
+OCP_FN void box_move(const V* H, const V* lo, const V* hi, const V* slope, const V* step,
+                     BoxQP<m, V>& qp, typename Mask<V>::type& done) {
+  auto searching = !done;
+  V x[m];
+  for (int i = 0; i < m; ++i) x[i] = qp.x[i];
+  double shrink = 1;
+  for (int trial = 0; trial < 10 && any(searching); ++trial, shrink *= 0.5) {
+    V at[m], moved[m], gain = V(0), bend = V(0);
+    for (int i = 0; i < m; ++i) {
+      at[i] = min_(max_(x[i] + V(shrink) * step[i], lo[i]), hi[i]);
+      moved[i] = at[i] - x[i];
+      gain += slope[i] * moved[i];
+    }
+    for (int i = 0; i < m; ++i) {
+      V row = V(0);
+      for (int j = 0; j < m; ++j) row += H[sym(i, j)] * moved[j];
+      bend += moved[i] * row;
+    }
+    auto good = searching & (gain + bend * V(0.5) <= V(0.1) * gain);
+    for (int i = 0; i < m; ++i) qp.x[i] = select(good, at[i], qp.x[i]);
+    searching = searching & !good;
+  }
+  done = done | searching;
+}
+
+template <int m, class V>
+OCP_FN BoxQP<m, V> box_qp(const V* H, const V* g, const V* lo, const V* hi) {
+  BoxQP<m, V> qp;
+  auto done = !always<V>();
+  for (int i = 0; i < m; ++i) qp.x[i] = min_(max_(V(0), lo[i]), hi[i]);
+  for (int iteration = 0; iteration < 50; ++iteration) {
+    V slope[m], step[m];
+    done = done | box_state<m>(H, g, lo, hi, qp, slope);
+    if (all(done)) break;
+    for (int i = 0; i < m; ++i) step[i] = select(qp.free[i], slope[i], V(0));
+    solve_negative<m>(qp.factor, step);
+    box_move<m>(H, lo, hi, slope, step, qp, done);
+  }
+  qp.definite = qp.factor.definite & done;
+  return qp;
+}
+
+}  // namespace ocp

@@ -1,0 +1,266 @@
+"""From the text of a program to a loaded library: compiler, cache, errors.
+
+An entry of the cache is a library and a small JSON file that names it and its hash. Its key covers
+everything the result depends on: text, headers, flags, and what the compiler says of itself and of
+the machine. The directory is private to the user: loading a library runs it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+HEADERS = Path(__file__).parent
+BEFORE = ("pack.h", "maths.h", "context.h", "linalg.h", "box_qp.h")  # the generated functions
+SECONDS = 600.0  # that a compiler may take
+LINES = 12  # of a compiler's messages that an error repeats
+
+FLAGS = (
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-math-errno",  # square roots are instructions; no result changes
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-Wno-psabi",
+    "-pthread",
+)
+MACHINE = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
+
+
+class BuildError(RuntimeError):
+    """There is no compiler, or it failed, or the cache cannot be used."""
+
+
+def program(
+    model: str,
+    decide: str | None = None,
+    *,
+    real: Literal["double", "float"] = "double",
+    single: bool = False,
+    bounds: bool = False,
+    second_order: bool = True,
+) -> str:
+    """The text of a program, from those of ``struct Model`` and ``struct Decide``.
+
+    Args:
+        model: the generated functions.
+        decide: the decisions of the loop; None for a program without `ocp_iterate`.
+        real: type of all numbers.
+        single: for exactly one problem (SIMD over stages and step sizes), else for batches.
+        bounds: controls have bounds.
+        second_order: ``Model::f_contracted`` is there.
+    """
+    settings = {
+        "OCP_REAL": real,
+        "OCP_SINGLE": int(single),
+        "OCP_BOUNDS": int(bounds),
+        "OCP_SECOND_ORDER": int(second_order),
+        "OCP_DECIDE": int(decide is not None),
+    }
+    lines = [f"#define {name} {value}" for name, value in settings.items()]
+    lines += [f'#include "{header}"' for header in BEFORE]
+    lines += ["namespace ocp {", model, decide or "", "}", '#include "abi.h"', ""]
+    return "\n".join(lines)
+
+
+# -- compilers -------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler that works here."""
+
+    command: tuple[str, ...]
+    machine: tuple[str, ...]  # flags that mean this very processor
+    facts: str  # hash of its predefined macros: version, processor, what the machine can do
+    version: str
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        kind = "-dynamiclib" if sys.platform == "darwin" else "-shared"
+        zig = ("-fno-sanitize=undefined",) if "ziglang" in self.command else ()
+        return (*FLAGS, *self.machine, *zig, kind)
+
+
+def candidates() -> list[tuple[str, ...]]:
+    """Commands to try: $CXX, those on the path, the wheel ``ziglang``."""
+    given = os.environ.get("CXX", "").strip()
+    names = [tuple(shlex.split(given))] if given else []
+    names += [(name,) for name in ("c++", "g++", "clang++")]
+    found = [command for command in names if shutil.which(command[0])]
+    if find_spec("ziglang"):
+        found.append((sys.executable, "-m", "ziglang", "c++"))
+    return found
+
+
+def compiler() -> Compiler:
+    """The first compiler that works.
+
+    Raises:
+        BuildError: none does; says how to get one, and what those found said.
+    """
+    return _compiler(tuple(candidates()))
+
+
+@functools.cache
+def _compiler(commands: tuple[tuple[str, ...], ...]) -> Compiler:
+    complaints = []
+    for command in commands:
+        for machine in MACHINE:
+            ask = [*command, *machine, "-dM", "-E", "-x", "c++", os.devnull]
+            done = _run(ask)
+            if done.returncode == 0:
+                facts = hashlib.sha256(done.stdout.encode()).hexdigest()
+                return Compiler(command, machine, facts, version_of(done.stdout))
+        complaints.append(f"\n  {shlex.join(ask)}: {first_errors(done.stderr, 2)}")
+    raise BuildError(
+        "no C++ compiler was found: install g++ or clang++, set CXX, or "
+        "`pip install 'torch-ocp[native]'`, which brings one." + "".join(complaints)
+    )
+
+
+def version_of(macros: str) -> str:
+    """The predefined ``__VERSION__``."""
+    for line in macros.splitlines():
+        if line.startswith("#define __VERSION__ "):
+            return line.split(" ", 2)[2].strip('"')
+    return "unknown version"
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except OSError as error:
+        return subprocess.CompletedProcess(command, 127, "", str(error))
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"gave up after {SECONDS:.0f} s")
+
+
+def first_errors(messages: str, lines: int = LINES) -> str:
+    """The lines of a compiler that say what is wrong, without those that only say where."""
+    told = [line for line in messages.splitlines() if line.strip()]
+    wrong = [i for i, line in enumerate(told) if "error" in line.lower()]
+    begin = wrong[0] if wrong else 0
+    return "\n".join(told[begin : begin + lines])
+
+
+# -- cache -----------------------------------------------------------------------------------------
+def cache_directory() -> Path:
+    """``$OCP_CACHE_DIR``, or torch-ocp in the user's cache directory; made private if new.
+
+    Raises:
+        BuildError: it cannot be made, is somebody else's, or others may write to it.
+    """
+    given = os.environ.get("OCP_CACHE_DIR")
+    if given:
+        path = Path(given)
+    elif sys.platform == "darwin":
+        path = Path.home() / "Library" / "Caches" / "torch-ocp"
+    else:
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch-ocp"
+    hint = "Set OCP_CACHE_DIR to a directory of your own (chmod 700)."
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = path.stat()
+    except OSError as error:
+        raise BuildError(f"cache directory {path}: {error}. {hint}") from error
+    if hasattr(os, "getuid") and facts.st_uid != os.getuid():
+        raise BuildError(f"cache directory {path} belongs to another user. {hint}")
+    if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise BuildError(f"cache directory {path} is writable by other users. {hint}")
+    return path
+
+
+@functools.cache
+def headers_hash() -> str:
+    text = b"".join(path.read_bytes() for path in sorted(HEADERS.glob("*.h")))
+    return hashlib.sha256(text).hexdigest()
+
+
+def key_of(text: str, using: Compiler) -> str:
+    parts = (text, headers_hash(), using.facts, *using.command, *using.flags)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+_loaded: dict[str, ctypes.CDLL] = {}  # by key: a library is loaded once in a process
+
+
+def load(text: str) -> ctypes.CDLL:
+    """The library of a program: from memory, from the cache, or compiled.
+
+    Raises:
+        BuildError: no compiler, a compiler that fails (with its command and first messages), or a
+            cache directory that cannot be trusted.
+    """
+    using, directory = compiler(), cache_directory()
+    key = f"{directory}/{key_of(text, using)}"
+    if key not in _loaded:
+        entry = Path(key + ".json")
+        library = cached(entry)
+        if library is None:
+            library = ctypes.CDLL(str(compiled(text, using, entry)))
+        _loaded[key] = library
+    return _loaded[key]
+
+
+def cached(entry: Path) -> ctypes.CDLL | None:
+    """The library of an entry; None if there is none, or it is not what was once written."""
+    try:
+        note = json.loads(entry.read_text())
+        path = entry.with_name(str(note["file"]))
+        if path.parent != entry.parent:
+            return None
+        if hashlib.sha256(path.read_bytes()).hexdigest() != note["sha256"]:
+            return None
+        return ctypes.CDLL(str(path))
+    except (OSError, ValueError, KeyError, TypeError):  # missing, unreadable, foreign: rebuilt
+        return None
+
+
+def compiled(text: str, using: Compiler, entry: Path) -> Path:
+    """Compile a program into the cache; files appear there complete or not at all.
+
+    Raises:
+        BuildError: the compiler failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="build-", dir=entry.parent) as work:
+        source, library = Path(work) / "program.cpp", Path(work) / "program.so"
+        source.write_text(text)
+        command = [*using.command, *using.flags, f"-I{HEADERS}", str(source), "-o", str(library)]
+        done = _run(command)
+        if done.returncode != 0 or not library.is_file():
+            raise BuildError(
+                f"the compiler failed ({using.version}):\n  {shlex.join(command)}\n"
+                + first_errors(done.stderr or done.stdout)
+            )
+        digest = hashlib.sha256(library.read_bytes()).hexdigest()
+        path = entry.with_name(f"{entry.stem}-{digest[:16]}.so")
+        note = Path(work) / "note.json"
+        note.write_text(json.dumps({"file": path.name, "sha256": digest, "by": using.version}))
+        os.replace(library, path)
+        os.replace(note, entry)
+    return path

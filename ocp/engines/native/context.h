@@ -1,0 +1,121 @@
+// What programs compute on: the caller's arrays, what functions read beside x and u, work memory.
+//
+// The caller's arrays have the layout of the package, (stage, problem, component), contiguous.
+#pragma once
+#include <stdint.h>
+
+#include "maths.h"
+
+namespace ocp {
+
+// First argument of every entry point. Fields are 8 bytes each, in this order.
+struct Data {
+  Int T;              // stages
+  Int B;              // problems
+  Int P;              // numbers of a row of dat
+  Int threads;        // at most so many
+  const Real* par;    // shared numbers
+  const Real* dat;    // (B, P): numbers of each problem
+  const Real* lower;  // (T, m) bounds of the controls; read by programs built with OCP_BOUNDS
+  const Real* upper;
+  char* work;         // ocp_work_bytes of them
+};
+
+// What a generated function reads: each lane has its own stage and its own row of data.
+template <class V> struct Context {
+  static constexpr int lanes = Of<V>::lanes;
+  const Real* shared;
+  const Real* row[lanes];
+  int stage[lanes];
+
+  inline V t() const {
+    V value;
+    for (int l = 0; l < lanes; ++l) set(value, l, Real(stage[l]));
+    return value;
+  }
+  inline V par(int i) const { return V(shared[i]); }
+  inline V dat(int i) const {
+    V value;
+    for (int l = 0; l < lanes; ++l) set(value, l, row[l][i]);
+    return value;
+  }
+  inline V par_at(int i, int stride) const {
+    V value;
+    for (int l = 0; l < lanes; ++l) set(value, l, shared[i + stride * stage[l]]);
+    return value;
+  }
+  inline V dat_at(int i, int stride) const {
+    V value;
+    for (int l = 0; l < lanes; ++l) set(value, l, row[l][i + stride * stage[l]]);
+    return value;
+  }
+  inline void at(Int t) {
+    for (int l = 0; l < lanes; ++l) stage[l] = int(t);
+  }
+};
+
+// The context of problems index[l] at stage 0.
+template <class V> OCP_FN Context<V> context_of(const Data& data, const Int* index) {
+  Context<V> c;
+  c.shared = data.par;
+  for (int l = 0; l < Context<V>::lanes; ++l) c.row[l] = data.dat + index[l] * data.P;
+  c.at(0);
+  return c;
+}
+
+// -- rows of the caller's arrays and lanes --------------------------------------------------------
+// W rows of `width` numbers, row[l] in lane l.
+template <class V> OCP_FN void gather(const Real* array, Int width, const Int* row, V* values) {
+  for (Int j = 0; j < width; ++j)
+    for (int l = 0; l < Of<V>::lanes; ++l) set(values[j], l, array[row[l] * width + j]);
+}
+// The first `count` lanes back.
+template <class V>
+OCP_FN void scatter(const V* values, Int width, const Int* row, int count, Real* array) {
+  for (int l = 0; l < count; ++l)
+    for (Int j = 0; j < width; ++j) array[row[l] * width + j] = get(values[j], l);
+}
+// The same for (stages, lines, width) and V [stages][width], where lane l is line[l].
+template <class V>
+OCP_FN void gather(const Real* array, Int stages, Int lines, Int width, const Int* line, V* values) {
+  for (Int t = 0; t < stages; ++t)
+    gather(array + t * lines * width, width, line, values + t * width);
+}
+template <class V>
+OCP_FN void scatter(
+    const V* values, Int stages, Int lines, Int width, const Int* line, int count, Real* array) {
+  for (Int t = 0; t < stages; ++t)
+    scatter(values + t * width, width, line, count, array + t * lines * width);
+}
+// One lane from and to one line.
+template <class V>
+OCP_FN void gather_lane(
+    const Real* array, Int stages, Int lines, Int width, Int line, int lane, V* values) {
+  for (Int t = 0; t < stages; ++t)
+    for (Int j = 0; j < width; ++j)
+      set(values[t * width + j], lane, array[(t * lines + line) * width + j]);
+}
+template <class V>
+OCP_FN void scatter_lane(
+    const V* values, Int stages, Int lines, Int width, Int line, int lane, Real* array) {
+  for (Int t = 0; t < stages; ++t)
+    for (Int j = 0; j < width; ++j)
+      array[(t * lines + line) * width + j] = get(values[t * width + j], lane);
+}
+
+// -- work memory ----------------------------------------------------------------------------------
+// Hands out pieces of one block. Beginning at 0 it measures what will be needed.
+struct Arena {
+  static constexpr uintptr_t alignment = 64;
+  uintptr_t next;
+
+  explicit inline Arena(const void* block)
+      : next(((uintptr_t)block + alignment - 1) & ~(alignment - 1)) {}
+  template <class V> inline V* take(Int count) {
+    V* piece = (V*)next;
+    next += (uintptr_t(count) * sizeof(V) + alignment - 1) & ~(alignment - 1);
+    return piece;
+  }
+};
+
+}  // namespace ocp

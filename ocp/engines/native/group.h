@@ -1,0 +1,194 @@
+// Problems that are computed together, one in each lane, and where their expansions come from.
+//
+// A program built with OCP_SINGLE solves one problem: its sweep is scalar, its expansions are
+// packs over stages, and its line search rolls out W step sizes at once. Otherwise lanes are
+// problems throughout, and a stage is expanded when the sweep arrives at it.
+#pragma once
+#include "rollout.h"
+#include "threads.h"
+
+#ifndef OCP_SINGLE
+#define OCP_SINGLE 0
+#endif
+
+namespace ocp {
+
+constexpr bool single = OCP_SINGLE;
+typedef Pack<Real, OCP_LANES> Wide;
+template <bool one> struct Either {
+  typedef Real type;
+};
+template <> struct Either<false> {
+  typedef Wide type;
+};
+typedef Either<single>::type Lane;  // what sweeps compute on
+
+// Arrays of the caller that replace the expansion of the model; fz null for none.
+struct Given {
+  const Real* fz;     // (T, B, n, d)
+  const Real* lz;     // (T, B, d)
+  const Real* lzz;    // (T, B, d, d)
+  const Real* phix;   // (B, n)
+  const Real* phixx;  // (B, n, n)
+  const Real* table;  // (T, B, d, d): second-order terms that are known ahead, or null
+};
+
+// -- packs over stages, or over any samples ---------------------------------------------------------
+// W consecutive samples s = t L + line of T stages and L lines; line is of problem line % B.
+struct Block {
+  Int row[OCP_LANES];
+  int count;  // the rest repeats the last
+  Context<Wide> c;
+};
+
+OCP_FN Block block_at(const Data& data, Int lines, Int first, Int samples) {
+  Block block;
+  block.count = int(samples - first < OCP_LANES ? samples - first : OCP_LANES);
+  block.c.shared = data.par;
+  for (int l = 0; l < OCP_LANES; ++l) {
+    const Int row = first + (l < block.count ? l : block.count - 1);
+    block.row[l] = row;
+    block.c.stage[l] = int(row / lines);
+    block.c.row[l] = data.dat + row % lines % data.B * data.P;
+  }
+  return block;
+}
+
+// Stages of one problem; returns their residue.
+OCP_FN Real expand_over_time(const Data& data, const Real* xs, const Real* us, Stage<Real>* stages) {
+  Stage<Wide> s;
+  Wide residue = Wide(0), x[n], u[m];
+  for (Int first = 0; first < data.T; first += OCP_LANES) {
+    const Block block = block_at(data, 1, first, data.T);
+    gather(xs, n, block.row, x);
+    gather(us, m, block.row, u);
+    expand_stage(x, u, block.c, s);
+    add_residue(residue, (const Wide*)&s, stage_size<Wide>);
+    for (int l = 0; l < block.count; ++l) {
+      Real* to = (Real*)(stages + first + l);
+      for (int i = 0; i < stage_size<Wide>; ++i) to[i] = get(((const Wide*)&s)[i], l);
+    }
+  }
+  Real sum = 0;
+  for (int l = 0; l < OCP_LANES; ++l) sum += get(residue, l);
+  return sum;
+}
+
+// -- a group ----------------------------------------------------------------------------------------
+template <class V> struct Group {
+  static constexpr int lanes = Of<V>::lanes;
+  const Data* data;
+  Int problem[lanes];  // -1 where there is none; such a lane computes on, unread
+  Context<V> c;
+  V *x, *u, *gap;  // [T + 1][n], [T][m], [T][n]
+  V *k, *K;        // [T][m], [T][m][n]
+  Wide *trial_x, *trial_u;
+  Stage<V>* stages;  // all of them for a single problem, else the one in work
+  V *phix, *phixx;
+  V residue;  // 0 while all derivatives are finite, else nan
+  const Given* given;
+  Int rows[lanes];  // problems again, an idle lane reading problem 0
+
+  // Lay a group out in the memory that begins at `arena`.
+  inline void place(const Data& of, Arena& arena) {
+    const Int T = of.T;
+    data = &of;
+    given = nullptr;
+    x = arena.take<V>((T + 1) * n);
+    u = arena.take<V>(T * m);
+    gap = arena.take<V>(T * n);
+    k = arena.take<V>(T * m);
+    K = arena.take<V>(T * m * n);
+    trial_x = arena.take<Wide>((T + 1) * n);
+    trial_u = arena.take<Wide>(T * m);
+    stages = arena.take<Stage<V>>(lanes == 1 ? T : 1);
+    phix = arena.take<V>(n);
+    phixx = arena.take<V>(n * n);
+  }
+
+  inline void take(int lane, Int b) {
+    problem[lane] = b;
+    rows[lane] = b < 0 ? 0 : b;
+    c = context_of<V>(*data, rows);
+  }
+
+  // -- what a sweep asks for
+  inline void begin() {
+    residue = V(0);
+    if constexpr (lanes == 1) {
+      if (!given) residue = expand_over_time(*data, x, u, stages);
+      for (Int t = 0; given && t < data->T; ++t) read_stage(t, stages[t]);
+    }
+  }
+  inline void end(V* at_x, V* at_xx) {
+    if (given) {
+      gather(given->phix, n, rows, at_x);
+      gather(given->phixx, n * n, rows, at_xx);
+    } else if constexpr (lanes == 1) {
+      Wide x_end[n], g[n], H[n * n];
+      const Int same[OCP_LANES] = {};
+      for (int i = 0; i < n; ++i) x_end[i] = Wide(x[data->T * n + i]);
+      Model::phi_expansion(x_end, context_of<Wide>(*data, same), g, H);
+      for (int i = 0; i < n; ++i) at_x[i] = get(g[i], 0);
+      for (int i = 0; i < n * n; ++i) at_xx[i] = get(H[i], 0);
+    } else {
+      Model::phi_expansion(x + data->T * n, c, at_x, at_xx);
+    }
+    add_residue(residue, at_x, n);
+    add_residue(residue, at_xx, n * n);
+  }
+  inline const Stage<V>& stage(Int t) {
+    if constexpr (lanes == 1) return stages[t];
+    if (given) {
+      read_stage(t, *stages);
+    } else {
+      c.at(t);
+      expand_stage(x + t * n, u + t * m, c, *stages);
+      add_residue(residue, (const V*)stages, stage_size<V>);
+    }
+    return *stages;
+  }
+  inline void curve(Int t, const V* v, typename Mask<V>::type full, V* Q) {
+    V H[d * d];
+    if (given && given->table) {
+      gather(given->table + t * data->B * d * d, d * d, rows, H);
+    } else {
+#if OCP_SECOND_ORDER
+      c.at(t);
+      Model::f_contracted(x + t * n, u + t * m, c, v, H);
+#endif
+    }
+    for (int i = 0; i < d; ++i)
+      for (int j = 0; j <= i; ++j) Q[tri(i, j)] += select(full, H[i * d + j], V(0));
+  }
+  inline void read_stage(Int t, Stage<V>& s) {
+    V H[d * d];
+    gather(given->fz + t * data->B * n * d, n * d, rows, s.F);
+    gather(given->lz + t * data->B * d, d, rows, s.g);
+    gather(given->lzz + t * data->B * d * d, d * d, rows, H);
+    for (int i = 0; i < d; ++i)
+      for (int j = 0; j <= i; ++j) s.H[tri(i, j)] = H[i * d + j];
+  }
+};
+
+// Problems first..first + lanes - 1; the ragged end repeats the last. Returns how many are there.
+template <class V> OCP_FN int take_consecutive(Group<V>& group, Int first) {
+  const Int left = group.data->B - first;
+  const int count = int(left < group.lanes ? left : group.lanes);
+  for (int l = 0; l < group.lanes; ++l) group.take(l, first + (l < count ? l : count - 1));
+  return count;
+}
+
+constexpr int lanes = Of<Lane>::lanes;
+OCP_FN Int group_count(Int problems) { return (problems + lanes - 1) / lanes; }
+
+// Bytes of the group of each thread, equal for all.
+OCP_FN Int group_bytes(const Data& data) {
+  Arena arena(nullptr);
+  Group<Lane> group;
+  group.place(data, arena);
+  arena.take<Lane>((data.T + 1) * (n + n * n));  // v_x and v_xx of the entry `ocp_sweep`
+  return Int(arena.next) + Int(Arena::alignment);
+}
+
+}  // namespace ocp

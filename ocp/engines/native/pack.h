@@ -1,0 +1,198 @@
+// The numbers of generated programs: a scalar, or a pack of W of them computed at once.
+//
+// Everything else is a template over V, which is Real or Pack<Real, W>. Packs are GCC vector
+// extensions (g++, clang): AVX2, AVX-512 and NEON differ in W alone. Lanes never touch each other,
+// so the result of a lane does not depend on what its neighbours hold.
+#pragma once
+
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+#define OCP_CUDA 1
+#define OCP_FN static __host__ __device__ inline
+#define OCP_COLD static __host__ __device__ __noinline__
+#define OCP_UNROLL _Pragma("unroll 8")
+#define OCP_UNLIKELY(condition) (condition)
+#else
+#define OCP_CUDA 0
+#define OCP_FN static inline
+#define OCP_COLD __attribute__((noinline, cold, unused)) static
+#define OCP_UNLIKELY(condition) __builtin_expect(condition, 0)
+#if defined(__clang__)
+#define OCP_UNROLL _Pragma("clang loop unroll_count(8)")
+#else
+#define OCP_UNROLL _Pragma("GCC unroll 8")
+#endif
+#endif
+
+#ifndef OCP_REAL
+#define OCP_REAL double
+#endif
+#ifndef OCP_LANES  // as many as the machine computes at once
+#if defined(__AVX512F__)
+#define OCP_LANES (64 / int(sizeof(OCP_REAL)))
+#elif defined(__AVX__)
+#define OCP_LANES (32 / int(sizeof(OCP_REAL)))
+#else
+#define OCP_LANES (16 / int(sizeof(OCP_REAL)))
+#endif
+#endif
+
+namespace ocp {
+
+typedef OCP_REAL Real;
+typedef long long Int;  // of the ABI: int64
+
+// -- what a V is made of ----------------------------------------------------------------------
+template <class V> struct Of;
+template <> struct Of<double> {
+  typedef double Scalar;
+  typedef long long Word;  // the integer as wide
+  typedef long long Words;
+  typedef unsigned long long Unsigned;
+  static constexpr int lanes = 1;
+};
+template <> struct Of<float> {
+  typedef float Scalar;
+  typedef int Word;
+  typedef int Words;
+  typedef unsigned int Unsigned;
+  static constexpr int lanes = 1;
+};
+
+// What comparisons of V give.
+template <class V> struct Mask {
+  typedef bool type;
+};
+
+OCP_FN double select(bool mask, double a, double b) { return mask ? a : b; }
+OCP_FN float select(bool mask, float a, float b) { return mask ? a : b; }
+OCP_FN bool any(bool mask) { return mask; }
+OCP_FN bool all(bool mask) { return mask; }
+OCP_FN bool get(bool mask, int) { return mask; }
+OCP_FN double get(double a, int) { return a; }
+OCP_FN float get(float a, int) { return a; }
+OCP_FN void set(double& a, int, double value) { a = value; }
+OCP_FN void set(float& a, int, float value) { a = value; }
+OCP_FN void set(bool& a, int, bool value) { a = value; }
+OCP_FN long long as_words(double a) {
+  long long word;
+  __builtin_memcpy(&word, &a, sizeof a);
+  return word;
+}
+OCP_FN int as_words(float a) {
+  int word;
+  __builtin_memcpy(&word, &a, sizeof a);
+  return word;
+}
+// From the bits of a V back to it, and bits moved to the right with zeros entering.
+template <class V> struct Bits {
+  typedef typename Of<V>::Words Words;
+  OCP_FN V real(Words words) {
+    V a;
+    __builtin_memcpy(&a, &words, sizeof a);
+    return a;
+  }
+  OCP_FN Words right(Words words, int count) {
+    return (Words)((typename Of<V>::Unsigned)words >> count);
+  }
+  OCP_FN typename Mask<V>::type nonzero(Words words) {
+    return typename Mask<V>::type{words != 0};
+  }
+};
+
+#if !OCP_CUDA
+// -- packs ------------------------------------------------------------------------------------
+template <class S, int W> struct Pack {
+  typedef S Vector __attribute__((vector_size(W * sizeof(S))));
+  typedef typename Of<S>::Word Words __attribute__((vector_size(W * sizeof(S))));
+  typedef typename Of<S>::Unsigned Unsigned __attribute__((vector_size(W * sizeof(S))));
+  Vector v;
+  Pack() = default;
+  explicit Pack(double s) : v(S(s) - Vector{}) {}  // s - 0 keeps the sign of a zero
+};
+
+template <class S, int W> struct PackMask {
+  typename Pack<S, W>::Words v;  // all bits of a lane, or none
+};
+
+template <class S, int W> struct Of<Pack<S, W>> {
+  typedef S Scalar;
+  typedef typename Of<S>::Word Word;
+  typedef typename Pack<S, W>::Words Words;
+  typedef typename Pack<S, W>::Unsigned Unsigned;
+  static constexpr int lanes = W;
+};
+template <class S, int W> struct Mask<Pack<S, W>> {
+  typedef PackMask<S, W> type;
+};
+
+template <class S, int W> OCP_FN Pack<S, W> packed(typename Pack<S, W>::Vector v) {
+  Pack<S, W> r;
+  r.v = v;
+  return r;
+}
+
+#define OCP_OPERATOR(op)                                                                        \
+  template <class S, int W> OCP_FN Pack<S, W> operator op(Pack<S, W> a, Pack<S, W> b) {         \
+    return packed<S, W>(a.v op b.v);                                                            \
+  }                                                                                             \
+  template <class S, int W> OCP_FN Pack<S, W>& operator op##=(Pack<S, W>& a, Pack<S, W> b) {    \
+    a.v = a.v op b.v;                                                                           \
+    return a;                                                                                   \
+  }
+OCP_OPERATOR(+)
+OCP_OPERATOR(-)
+OCP_OPERATOR(*)
+OCP_OPERATOR(/)
+#undef OCP_OPERATOR
+template <class S, int W> OCP_FN Pack<S, W> operator-(Pack<S, W> a) { return packed<S, W>(-a.v); }
+
+#define OCP_COMPARISON(op)                                                                      \
+  template <class S, int W> OCP_FN PackMask<S, W> operator op(Pack<S, W> a, Pack<S, W> b) {     \
+    return {(typename Pack<S, W>::Words)(a.v op b.v)};                                          \
+  }
+OCP_COMPARISON(<)
+OCP_COMPARISON(<=)
+OCP_COMPARISON(>)
+OCP_COMPARISON(>=)
+OCP_COMPARISON(==)
+OCP_COMPARISON(!=)
+#undef OCP_COMPARISON
+template <class S, int W> OCP_FN PackMask<S, W> operator&(PackMask<S, W> a, PackMask<S, W> b) {
+  return {a.v & b.v};
+}
+template <class S, int W> OCP_FN PackMask<S, W> operator|(PackMask<S, W> a, PackMask<S, W> b) {
+  return {a.v | b.v};
+}
+template <class S, int W> OCP_FN PackMask<S, W> operator!(PackMask<S, W> a) { return {~a.v}; }
+
+template <class S, int W>
+OCP_FN Pack<S, W> select(PackMask<S, W> mask, Pack<S, W> a, Pack<S, W> b) {
+  return packed<S, W>(mask.v ? a.v : b.v);
+}
+
+template <class S, int W> OCP_FN bool any(PackMask<S, W> mask) {
+#if defined(__AVX__)
+  if constexpr (W == 4 && sizeof(S) == 8)
+    return __builtin_ia32_movmskpd256((typename Pack<S, W>::Vector)mask.v) != 0;
+  if constexpr (W == 8 && sizeof(S) == 4)
+    return __builtin_ia32_movmskps256((typename Pack<S, W>::Vector)mask.v) != 0;
+#endif
+  typename Of<S>::Word word = 0;
+  for (int l = 0; l < W; ++l) word |= mask.v[l];
+  return word != 0;
+}
+template <class S, int W> OCP_FN bool all(PackMask<S, W> mask) { return !any(!mask); }
+
+template <class S, int W> OCP_FN S get(Pack<S, W> a, int lane) { return a.v[lane]; }
+template <class S, int W> OCP_FN bool get(PackMask<S, W> a, int lane) { return a.v[lane] != 0; }
+template <class S, int W> OCP_FN void set(Pack<S, W>& a, int lane, S value) { a.v[lane] = value; }
+template <class S, int W> OCP_FN void set(PackMask<S, W>& a, int lane, bool value) {
+  a.v[lane] = value ? -1 : 0;
+}
+
+template <class S, int W> OCP_FN typename Pack<S, W>::Words as_words(Pack<S, W> a) {
+  return (typename Pack<S, W>::Words)a.v;
+}
+#endif
+
+}  // namespace ocp

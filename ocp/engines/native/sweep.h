@@ -1,0 +1,288 @@
+// The backward pass of LQR, iLQR, DDP and Newton's method: the recursion of the module riccati.
+//
+// Sources: Tassa, Erez, Todorov, IROS 2012 (eq. 5-11: model, gains, value, regularisation); Tassa,
+// Mansard, Todorov, ICRA 2014 (bounds); Mastalli et al., ICRA 2020 (gaps).
+// Needs `Model`, the generated functions. Rows are accumulated in a local array, the innermost
+// loop along a row: small sizes unroll into registers, large ones are vectorised.
+#pragma once
+#include "box_qp.h"
+#include "context.h"
+
+#ifndef OCP_BOUNDS
+#define OCP_BOUNDS 0
+#endif
+#ifndef OCP_SECOND_ORDER
+#define OCP_SECOND_ORDER 1
+#endif
+
+namespace ocp {
+
+constexpr int n = Model::n, m = Model::m, d = n + m;
+constexpr bool bounded = OCP_BOUNDS;
+
+// First derivatives of f, first and second of l, with z = (x, u); H is a lower triangle.
+template <class V> struct Stage {
+  V F[n * d];
+  V g[d];
+  V H[tri_size(d)];
+};
+template <class V> constexpr int stage_size = sizeof(Stage<V>) / sizeof(V);
+
+template <class V> OCP_FN void expand_stage(const V* x, const V* u, const Context<V>& c, Stage<V>& s) {
+  V H[d * d];
+  Model::f_jacobian(x, u, c, s.F);
+  Model::l_expansion(x, u, c, s.g, H);
+  OCP_UNROLL
+  for (int i = 0; i < d; ++i) {
+    OCP_UNROLL
+    for (int j = 0; j <= i; ++j) s.H[tri(i, j)] = H[i * d + j];
+  }
+}
+
+// 0 while everything added is finite, nan from then on.
+template <class V> OCP_FN void add_residue(V& residue, const V* values, int count) {
+  OCP_UNROLL
+  for (int i = 0; i < count; ++i) residue += values[i] * V(0);
+}
+
+// Quadratic model of the value at a stage: p is the gradient of J for the policy without its k,
+// which gives the slope when gaps are open.
+template <class V> struct Value {
+  V x[n], xx[n * n], p[n];
+};
+
+// What a policy promises, see `Sweep` of the module base; change = slope + curvature / 2.
+template <class V> struct Promise {
+  V slope, change, residual, failed;
+};
+
+template <class V> struct Quadratic {
+  V q[d], Q[tri_size(d)];
+};
+
+// -- one stage ------------------------------------------------------------------------------------
+template <class V> OCP_FN void cross_gap(const V* gap, Value<V>& v, Promise<V>& promise) {
+  V moved[n];
+  OCP_UNROLL
+  for (int i = 0; i < n; ++i) moved[i] = dot<n>(v.xx + i * n, gap);
+  OCP_UNROLL
+  for (int i = 0; i < n; ++i) {
+    promise.change += gap[i] * (v.x[i] + moved[i] * V(0.5));
+    promise.slope += gap[i] * v.p[i];
+    v.x[i] += moved[i];
+  }
+}
+
+// q = l_z + f_z' v_x,  Q = l_zz + f_z' v_xx f_z
+template <class V>
+OCP_FN void quadratic(const Stage<V>& s, const Value<V>& v, Quadratic<V>& model) {
+  V product[n * d];  // v_xx f_z
+  OCP_UNROLL
+  for (int i = 0; i < n; ++i) {
+    V row[d];
+    OCP_UNROLL
+    for (int j = 0; j < d; ++j) row[j] = v.xx[i * n] * s.F[j];
+    OCP_UNROLL
+    for (int k = 1; k < n; ++k) {
+      OCP_UNROLL
+      for (int j = 0; j < d; ++j) row[j] += v.xx[i * n + k] * s.F[k * d + j];
+    }
+    OCP_UNROLL
+    for (int j = 0; j < d; ++j) product[i * d + j] = row[j];
+  }
+  OCP_UNROLL
+  for (int i = 0; i < d; ++i) {
+    V row[d], q = s.g[i];
+    OCP_UNROLL
+    for (int j = 0; j <= i; ++j) row[j] = s.H[tri(i, j)];
+    OCP_UNROLL
+    for (int k = 0; k < n; ++k) {
+      q += s.F[k * d + i] * v.x[k];
+      OCP_UNROLL
+      for (int j = 0; j <= i; ++j) row[j] += s.F[k * d + i] * product[k * d + j];
+    }
+    model.q[i] = q;
+    OCP_UNROLL
+    for (int j = 0; j <= i; ++j) model.Q[tri(i, j)] = row[j];
+  }
+}
+
+// Q_uu (a lower triangle) and Q_ux (m, n) with the damping on Q_uu, or on v_xx inside both.
+template <class V>
+OCP_FN void regularise(const Stage<V>& s, const Quadratic<V>& model, V damping, bool on_state, V* uu, V* ux) {
+  OCP_UNROLL
+  for (int a = 0; a < m; ++a) {
+    OCP_UNROLL
+    for (int j = 0; j < n; ++j) ux[a * n + j] = model.Q[tri(n + a, j)];
+    OCP_UNROLL
+    for (int b = 0; b <= a; ++b) uu[tri(a, b)] = model.Q[tri(n + a, n + b)];
+    if (!on_state) uu[tri(a, a)] += damping;
+  }
+  if (!on_state) return;
+  for (int k = 0; k < n; ++k)
+    for (int a = 0; a < m; ++a) {
+      V scaled = damping * s.F[k * d + n + a];
+      for (int j = 0; j < n; ++j) ux[a * n + j] += scaled * s.F[k * d + j];
+      for (int b = 0; b <= a; ++b) uu[tri(a, b)] += scaled * s.F[k * d + n + b];
+    }
+}
+
+// k (m) and K (m, n), 0 where Q_uu is not positive definite on the free controls: returns where it
+// is. K comes in as Q_ux.
+template <class V>
+OCP_FN typename Mask<V>::type gains(const V* uu, const V* qu, const V* lo, const V* hi, V* k, V* K) {
+  Factor<m, V> f;
+  typename Mask<V>::type definite;
+  if constexpr (bounded) {
+    BoxQP<m, V> qp = box_qp<m>(uu, qu, lo, hi);
+    OCP_UNROLL
+    for (int a = 0; a < m; ++a) {
+      k[a] = qp.x[a];
+      OCP_UNROLL
+      for (int j = 0; j < n; ++j) K[a * n + j] = select(qp.free[a], K[a * n + j], V(0));
+    }
+    f = qp.factor;
+    definite = qp.definite;
+  } else {
+    f = factor<m>(uu);
+    definite = f.definite;
+    OCP_UNROLL
+    for (int a = 0; a < m; ++a) k[a] = qu[a];
+    solve_negative<m>(f, k);
+  }
+  OCP_UNROLL
+  for (int j = 0; j < n; ++j) solve_negative<m>(f, K + j, n);
+  OCP_UNROLL
+  for (int a = 0; a < m; ++a) {
+    k[a] = select(definite, k[a], V(0));
+    OCP_UNROLL
+    for (int j = 0; j < n; ++j) K[a * n + j] = select(definite, K[a * n + j], V(0));
+  }
+  return definite;
+}
+
+// Largest |u - clip(u - Q_u, lo, hi)|.
+template <class V> OCP_FN V projected(const V* qu, const V* lo, const V* hi) {
+  V largest = V(0);
+  OCP_UNROLL
+  for (int a = 0; a < m; ++a) {
+    V moved = bounded ? min_(max_(-qu[a], lo[a]), hi[a]) : qu[a];
+    largest = max_(largest, abs_(moved));
+  }
+  return largest;
+}
+
+// p = l_x + f_x' p + K' (l_u + f_u' p); the slope gains k . (l_u + f_u' p).
+template <class V>
+OCP_FN void carry_slope(const Stage<V>& s, const V* k, const V* K, Value<V>& v, Promise<V>& promise) {
+  V along[d];
+  OCP_UNROLL
+  for (int i = 0; i < d; ++i) along[i] = s.g[i];
+  OCP_UNROLL
+  for (int r = 0; r < n; ++r) {
+    OCP_UNROLL
+    for (int i = 0; i < d; ++i) along[i] += s.F[r * d + i] * v.p[r];
+  }
+  OCP_UNROLL
+  for (int a = 0; a < m; ++a) {
+    promise.slope += k[a] * along[n + a];
+    OCP_UNROLL
+    for (int i = 0; i < n; ++i) along[i] += K[a * n + i] * along[n + a];
+  }
+  OCP_UNROLL
+  for (int i = 0; i < n; ++i) v.p[i] = along[i];
+}
+
+// The value of this very policy, with the undamped Q_uu: the damping of a trajectory shortens the
+// step but must not bias the model that earlier stages see.
+template <class V>
+OCP_FN void value_of(const Quadratic<V>& model, const V* k, const V* K, Value<V>& v, Promise<V>& promise) {
+  V uuk[m], R[m * n];  // Q_uu k + Q_u, Q_uu K + Q_ux
+  OCP_UNROLL
+  for (int a = 0; a < m; ++a) {
+    V sum = V(0), row[n];
+    OCP_UNROLL
+    for (int j = 0; j < n; ++j) row[j] = model.Q[tri(n + a, j)];
+    OCP_UNROLL
+    for (int b = 0; b < m; ++b) {
+      V uu = model.Q[sym(n + a, n + b)];
+      sum += uu * k[b];
+      OCP_UNROLL
+      for (int j = 0; j < n; ++j) row[j] += uu * K[b * n + j];
+    }
+    uuk[a] = sum + model.q[n + a];
+    promise.change += k[a] * (model.q[n + a] + sum * V(0.5));
+    OCP_UNROLL
+    for (int j = 0; j < n; ++j) R[a * n + j] = row[j];
+  }
+  OCP_UNROLL
+  for (int i = 0; i < n; ++i) {
+    V x = model.q[i], row[n];
+    OCP_UNROLL
+    for (int j = 0; j <= i; ++j) row[j] = model.Q[tri(i, j)];
+    OCP_UNROLL
+    for (int a = 0; a < m; ++a) {
+      V gain = K[a * n + i], ux = model.Q[tri(n + a, i)];
+      x += gain * uuk[a] + ux * k[a];
+      OCP_UNROLL
+      for (int j = 0; j <= i; ++j) row[j] += gain * R[a * n + j] + ux * K[a * n + j];
+    }
+    v.x[i] = x;
+    OCP_UNROLL
+    for (int j = 0; j <= i; ++j) v.xx[i * n + j] = v.xx[j * n + i] = row[j];
+  }
+}
+
+// -- the pass -------------------------------------------------------------------------------------
+template <class V> struct Pass {
+  const Data* data;
+  const V* us;       // [T][m], about which the bounds lie
+  const V* gaps;     // [T][n]; null if there are none
+  V damping;
+  bool on_state;     // the damping is on v_xx (Tassa 2012, eq. 10)
+  typename Mask<V>::type full;  // the model has its second-order terms
+  V* k;              // [T][m], as the rest written by the pass
+  V* K;              // [T][m][n]
+  V* vx;             // [T + 1][n] and [T + 1][n][n], or null
+  V* vxx;
+};
+
+template <class V> OCP_FN void record_value(const Pass<V>& pass, Int t, const Value<V>& v) {
+  if (!pass.vx) return;
+  for (int i = 0; i < n; ++i) pass.vx[t * n + i] = v.x[i];
+  for (int i = 0; i < n * n; ++i) pass.vxx[t * n * n + i] = v.xx[i];
+}
+
+// Source gives `end(v_x, v_xx)`, `stage(t)` and `curve(t, v, full, Q)`, which adds v . f_zz to the
+// lanes in `full`. `failed` of the result is the last stage with Q_uu not definite, or -1.
+template <class V, class Source> OCP_FN Promise<V> sweep(const Pass<V>& pass, Source& source) {
+  Value<V> v;
+  Quadratic<V> model;
+  Promise<V> promise = {V(0), V(0), V(0), V(-1)};
+  source.end(v.x, v.xx);
+  for (int i = 0; i < n; ++i) v.p[i] = v.x[i];
+  record_value(pass, pass.data->T, v);
+  bool curved = any(pass.full);
+  for (Int t = pass.data->T - 1; t >= 0; --t) {
+    const Stage<V>& s = source.stage(t);
+    V *k = pass.k + t * m, *K = pass.K + t * m * n, uu[tri_size(m)], lo[m], hi[m];
+    if (pass.gaps) cross_gap(pass.gaps + t * n, v, promise);
+    quadratic(s, v, model);
+    if (curved) source.curve(t, v.x, pass.full, model.Q);
+    regularise(s, model, pass.damping, pass.on_state, uu, K);
+    if constexpr (bounded)
+      for (int a = 0; a < m; ++a) {
+        lo[a] = V(pass.data->lower[t * m + a]) - pass.us[t * m + a];
+        hi[a] = V(pass.data->upper[t * m + a]) - pass.us[t * m + a];
+      }
+    auto definite = gains(uu, model.q + n, lo, hi, k, K);
+    promise.failed = select(!definite & (promise.failed < V(0)), V(double(t)), promise.failed);
+    promise.residual = max_(promise.residual, projected(model.q + n, lo, hi));
+    carry_slope(s, k, K, v, promise);
+    value_of(model, k, K, v, promise);
+    record_value(pass, t, v);
+  }
+  return promise;
+}
+
+}  // namespace ocp

@@ -1,0 +1,45 @@
+// A static partition of independent work over threads: results do not depend on their number.
+#pragma once
+#include <pthread.h>
+
+#include "pack.h"
+
+namespace ocp {
+
+constexpr Int most_threads = 256;
+
+template <class Body> struct Part {
+  Body* body;
+  Int thread, begin, end;
+};
+
+template <class Body> OCP_FN void* run_part(void* argument) {
+  Part<Body>& part = *(Part<Body>*)argument;
+  (*part.body)(part.thread, part.begin, part.end);
+  return nullptr;
+}
+
+// How many threads `parallel` uses.
+OCP_FN Int threads_for(Int threads, Int count) {
+  Int most = threads < count ? threads : count;
+  return most < 1 ? 1 : most > most_threads ? most_threads : most;
+}
+
+// body(thread, begin, end) on equal parts of 0..count. A thread that cannot start runs here.
+template <class Body> OCP_FN void parallel(Int threads, Int count, Body body) {
+  const Int used = threads_for(threads, count);
+  if (used == 1) return body(Int(0), Int(0), count);
+  Part<Body> parts[most_threads];
+  pthread_t handles[most_threads];
+  bool started[most_threads];
+  for (Int i = 0; i < used; ++i) {
+    parts[i] = {&body, i, count * i / used, count * (i + 1) / used};
+    started[i] = i > 0 && pthread_create(&handles[i], nullptr, run_part<Body>, &parts[i]) == 0;
+  }
+  for (Int i = 0; i < used; ++i)
+    if (!started[i]) run_part<Body>(&parts[i]);
+  for (Int i = 0; i < used; ++i)
+    if (started[i]) pthread_join(handles[i], nullptr);
+}
+
+}  // namespace ocp
