@@ -27,8 +27,9 @@ class Rules:
     damping_start: float = 0.0  # none: one step is exact where the problem is linear-quadratic
     damping_min: float = 1e-8  # the least there is beside none
     damping_max: float = 1e10
-    damping_down: float = 0.2  # after an accepted step
+    damping_down: float = 0.2  # after an accepted step of at least 1/2
     damping_up: float = 10.0  # after a refused one
+    short_step: float = 0.125  # an accepted step so short counts like a refused one
     second_order_below: float = 1e-2  # decrease, relative to 1 + |J|, that ends Gauss-Newton
     penalty_margin: float = 1.1  # over the smallest penalty under which the merit descends
     unbounded: float = 1e12  # fall below -unbounded (1 + |J|) of the start: no minimum there
@@ -112,11 +113,11 @@ def decide(r: Record, step_sizes: Tensor, rules: Rules) -> Decision:
     closed = r.gap <= gap_tolerance
     calm = r.damping <= max(1e-3, rules.damping_start)  # a large damping hides what is left to gain
     converged = (r.residual <= tolerance) & small & closed & r.usable & calm
-    damping = torch.where(
-        accepted,
-        torch.where(r.damping > rules.damping_min, r.damping * rules.damping_down, 0),
-        (r.damping * rules.damping_up).clamp_min(rules.damping_min * rules.damping_up),
-    )
+    less = torch.where(r.damping > rules.damping_min, r.damping * rules.damping_down, 0)
+    more = (r.damping * rules.damping_up).clamp_min(rules.damping_min * rules.damping_up)
+    taken = torch.where(accepted, step_sizes[choice], 0)
+    damping = torch.where(taken > rules.short_step, r.damping, more)
+    damping = torch.where(taken >= 0.5, less, damping)
     iterations = r.iterations + (running & ~converged & r.finite).to(r.iterations.dtype)
 
     stop = r.status
