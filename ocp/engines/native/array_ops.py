@@ -239,13 +239,13 @@ def loss(elementwise: Callable[..., Ids]) -> Callable[..., Ids]:
 
 def _smooth_l1(g: Graph, d: Ids, beta: float) -> Ids:
     size = op(g, "abs", d)
-    inner = op(g, "div", op(g, "mul", op(g, "mul", size, size), 0.5), beta or 1.0)
+    inner = op(g, "div", op(g, "mul", op(g, "mul", d, d), 0.5), beta or 1.0)
     return choose(g, op(g, "lt", size, beta), inner, op(g, "sub", size, 0.5 * beta))
 
 
 def _huber(g: Graph, d: Ids, delta: float) -> Ids:
     size = op(g, "abs", d)
-    inner = op(g, "mul", op(g, "mul", size, size), 0.5)
+    inner = op(g, "mul", op(g, "mul", d, d), 0.5)
     outer = op(g, "mul", op(g, "sub", size, 0.5 * delta), delta)
     return choose(g, op(g, "le", size, delta), inner, outer)
 
@@ -311,8 +311,9 @@ HANDLERS["addmm"], HANDLERS["baddbmm"], HANDLERS["addmv"] = added("mm"), added("
 def _cross(g: Graph, a: Symbol, b: Symbol, *, dim: int = -1) -> Ids:
     p, q = np.broadcast_arrays(numbers(g, a), numbers(g, b))
     p, q = np.moveaxis(p, dim, 0), np.moveaxis(q, dim, 0)
-    part = lambda i, j: op(g, "sub", op(g, "mul", p[i], q[j]), op(g, "mul", p[j], q[i]))
-    return np.moveaxis(np.stack((part(1, 2), part(2, 0), part(0, 1))), 0, dim)
+    i, j = np.array((1, 2, 0)), np.array((2, 0, 1))
+    result = op(g, "sub", op(g, "mul", p[i], q[j]), op(g, "mul", p[j], q[i]))
+    return np.moveaxis(result, 0, dim)
 
 
 @handles("trace")

@@ -6,25 +6,26 @@ is straight-line code for scalars or packs of them (``V``), with the functions o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ocp.engines.native.derive import Derivatives
-from ocp.engines.native.graph import Graph
+from ocp.engines.native.graph import Graph, TooLarge
 from ocp.engines.native.recorder import Recorder
 from ocp.engines.native.solves import expand_solves
 from ocp.engines.native.sources import Block, problem_numbers, shared_numbers
 from ocp.engines.native.trace import described, trace_numbers, trace_problem
 from ocp.engines.native.values import Untraceable
 from ocp.problem import Problem
-from ocp.solvers.decide import Record, Rules, decide
+from ocp.solvers.decide import Limits, Record, Rules, decide_within
 
 LIMIT = 20_000  # scalar operations of all functions together
-CREATED = 20  # times the limit: nodes that may be made on the way
+CREATED = 10  # times the limit: nodes that may be made on the way
 
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "eq": "=="}
 INFIX |= {"and": "&", "or": "|"}
@@ -41,8 +42,7 @@ COMPOSED = {
 }
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """An array a function writes, and what into it."""
 
     name: str
@@ -89,19 +89,21 @@ def model(problem: Problem, limit: int = LIMIT) -> Program:
         raise Untraceable("problem", "stagewise functions or sizes are not compiled yet", "")
     if problem.shared_controls:
         raise Untraceable("problem", "shared controls are not compiled yet", "")
+    n, m = problem.state_dims[0], problem.control_dims[0]
     recorder = Recorder(problem.x0.dtype, problem.horizon, CREATED * limit, described, problem)
     values = trace_problem(problem, recorder)
     g = recorder.graph
-    n, m = problem.state_dims[0], problem.control_dims[0]
-    outputs = derivatives(g, {k: v.tolist() for k, v in values.items()}, n, m)
-    for pieces in outputs.values():
-        for piece in pieces:
-            piece.ids[:] = expand_solves(g, piece.ids)
-    nodes = {name: operations(g, all_ids(pieces)) for name, pieces in outputs.items()}
-    if sum(nodes.values()) > limit:
-        raise Untraceable(
-            "problem", f"{sum(nodes.values())} scalar operations, the limit is {limit}", ""
-        )
+    outputs: dict[str, list[Output]] = {}
+    nodes: dict[str, int] = {}
+    try:
+        for name, pieces in functions(g, {k: v.tolist() for k, v in values.items()}, n, m):
+            outputs[name] = [Output(p.name, expand_solves(g, p.ids)) for p in pieces]
+            nodes[name] = operations(g, all_ids(outputs[name]))
+            if sum(nodes.values()) > limit:
+                made = f"{sum(nodes.values())} scalar operations up to {name}"
+                raise Untraceable("problem", f"{made}, {limit} are allowed", "")
+    except TooLarge as error:
+        raise Untraceable("problem", f"{error} on the way, {limit} are allowed", "") from error
     par, dat = recorder.shared, recorder.data
     writer = Writer(g, par.places(), dat.places())
     text = "struct Model {\n" + f"  static constexpr int n = {n}, m = {m};\n"
@@ -121,28 +123,20 @@ SIGNATURES = {
 }
 
 
-def derivatives(g: Graph, values: dict[str, list[int]], n: int, m: int) -> dict[str, list[Output]]:
+def functions(
+    g: Graph, values: dict[str, list[int]], n: int, m: int
+) -> Iterator[tuple[str, list[Output]]]:
     """All functions of the model: values, and derivatives by z = (x, u), row by row."""
     x, u = ([g.leaf(kind, i) for i in range(size)] for kind, size in (("x", n), ("u", m)))
-    v = [g.leaf("v", i) for i in range(n)]
     by_z, by_x = Derivatives(g, x + u), Derivatives(g, x)
-
-    def expansion(of: Derivatives, y: list[int], seeds: list[int]) -> tuple[list[int], list[int]]:
-        gradient = of.gradient(y, seeds)
-        return gradient, flat(of.hessian(gradient))
-
-    lz, lzz = expansion(by_z, values["l"], [g.one])
-    phix, phixx = expansion(by_x, values["phi"], [g.one])
-    _, vfzz = expansion(by_z, values["f"], v)
-    return {
-        "f": [Output("y", values["f"])],
-        "l": [Output("y", values["l"])],
-        "phi": [Output("y", values["phi"])],
-        "f_jacobian": [Output("F", flat(by_z.jacobian(values["f"])))],
-        "l_expansion": [Output("g", lz), Output("H", lzz)],
-        "phi_expansion": [Output("g", phix), Output("H", phixx)],
-        "f_contracted": [Output("H", vfzz)],
-    }
+    for name, ids in values.items():
+        yield name, [Output("y", ids)]
+    for name, of in (("l", by_z), ("phi", by_x)):
+        gradient = of.gradient(values[name], [g.one])
+        yield f"{name}_expansion", [Output("g", gradient), Output("H", flat(of.hessian(gradient)))]
+    yield "f_jacobian", [Output("F", flat(by_z.jacobian(values["f"])))]
+    along = by_z.gradient(values["f"], [g.leaf("v", i) for i in range(n)])
+    yield "f_contracted", [Output("H", flat(by_z.hessian(along)))]
 
 
 def flat(rows: Iterable[Sequence[int]]) -> list[int]:
@@ -158,32 +152,39 @@ def operations(g: Graph, roots: Sequence[int]) -> int:
 
 
 # -- the decisions -------------------------------------------------------------------------------
-def decide_text(rules: Rules, trials: int, dtype: torch.dtype) -> str:
-    """``struct Decide``: `ocp.solvers.decide.decide` for ``trials`` step sizes 1, 1/2, ....
+def decide_text(trials: int, dtype: torch.dtype) -> str:
+    """``struct Decide``: `ocp.solvers.decide.decide_within`, for step sizes 1, 1/2, ....
 
-    Inputs are the fields of `Record` in order, the (A, B) ones with A entries; outputs the fields
-    of `Decision`. Bools and integers are numbers.
+    Inputs are the fields of `Record` in order, the (A, B) ones with A = ``trials`` entries, then
+    those of `Limits`; outputs the fields of `Decision`. Bools and integers are numbers.
 
     Raises:
         Untraceable: the function cannot be translated.
     """
-    graph, ids = decide_graph(rules, trials, dtype)
-    count = sum(r.numel() for r in example_record(trials, dtype))
+    graph, ids = decide_graph(trials, dtype)
+    count = sum(v.numel() for v in examples(trials, dtype))
     writer = Writer(graph, [], [])
     body = writer.function("run", "const V* in", [Output("out", ids)], context=False)
     sizes = f"  static constexpr int inputs = {count}, outputs = {len(ids)};\n"
     return "struct Decide {\n" + sizes + body + "};\n"
 
 
-def decide_graph(rules: Rules, trials: int, dtype: torch.dtype) -> tuple[Graph, list[int]]:
+def decide_graph(trials: int, dtype: torch.dtype) -> tuple[Graph, list[int]]:
     """The expressions of `decide_text`; leaf ``("in", i)`` is the i-th input."""
 
     def outcome(*fields: Tensor) -> Sequence[Tensor]:
         step_sizes = 0.5 ** torch.arange(trials, dtype=dtype)
-        return decide(Record(*fields), step_sizes, rules)
+        record, limits = fields[: len(Record._fields)], fields[len(Record._fields) :]
+        return decide_within(Record(*record), step_sizes, Limits(*limits))
 
-    graph, parts = trace_numbers(outcome, example_record(trials, dtype), CREATED * LIMIT)
+    graph, parts = trace_numbers(outcome, examples(trials, dtype), CREATED * LIMIT)
     return graph, [graph.as_number(i) for part in parts for i in part.tolist()]
+
+
+def examples(trials: int, dtype: torch.dtype) -> list[Tensor]:
+    """Inputs of `decide_within`, as tensors."""
+    limits = torch.tensor(Rules().limits(dtype), dtype=dtype)
+    return [*example_record(trials, dtype), *limits[:, None]]
 
 
 def example_record(trials: int, dtype: torch.dtype) -> Record:

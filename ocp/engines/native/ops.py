@@ -44,7 +44,8 @@ MOVES: dict[str, tuple[int, ...]] = dict.fromkeys(
         alias cat clone contiguous detach diagonal diagonal_scatter diag_embed expand flip
         lift_fresh lift_fresh_copy narrow permute repeat reshape roll rot90 select select_scatter
         slice slice_scatter split split_with_sizes squeeze stack t transpose tril triu unbind
-        unfold unsqueeze view _unsafe_view _reshape_alias
+        unfold unsqueeze view _unsafe_view _reshape_alias select_backward slice_backward
+        diagonal_backward
         """
     ),
     (),
@@ -57,7 +58,10 @@ MOVES: dict[str, tuple[int, ...]] = dict.fromkeys(
     "scatter": (2,),
     "embedding": (1,),
 }
-ZERO_FILL = frozenset(("diag_embed", "tril", "triu"))  # they put id 0, the number 0.0
+# They put id 0, the number 0.0, where nothing is moved to.
+ZERO_FILL = frozenset(
+    words("diag_embed tril triu select_backward slice_backward diagonal_backward")
+)
 # Results that hold nothing of their arguments but shape and kind.
 CONSTANT = frozenset(
     words(
@@ -88,6 +92,7 @@ def each(function: Callable[..., int], *arrays: Any) -> Ids:
 def numbers(g: Graph, value: Any) -> Ids:
     """Node ids of numbers; bools become 0 and 1."""
     if not isinstance(value, Symbol):
+        assert isinstance(value, bool | int | float), "an id is no number"
         return np.asarray(g.number(value), dtype=np.int64)
     return each(g.as_number, value.ids) if value.dtype == torch.bool else value.ids
 
@@ -388,8 +393,11 @@ def _softplus(g: Graph, x: Symbol, beta: float = 1, threshold: float = 20) -> Id
 
 @handles("elu")
 def _elu(g: Graph, x: Symbol, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Ids:
+    """At 0 the slope is that of the exponential, the second derivative 0, as torch."""
     below = op(g, "mul", op(g, "expm1", op(g, "mul", x, input_scale)), alpha * scale)
-    return choose(g, op(g, "le", x, 0.0), below, op(g, "mul", x, scale))
+    at_zero = op(g, "mul", x, alpha * scale * input_scale)
+    above = choose(g, op(g, "eq", x, 0.0), at_zero, op(g, "mul", x, scale))
+    return choose(g, op(g, "lt", x, 0.0), below, above)
 
 
 @handles("gelu")

@@ -179,13 +179,13 @@ class Recorder:
             inspect.signature(handler).bind(self.graph, *args, **kept)
         except TypeError as error:
             raise self.refuse(first, f"arguments without a translation: {error}") from error
-        for value in filter(None, values):
-            self._check_kind(value, name, args)
+        self._check_kind(first, name, args)
         symbol = lambda v: Symbol(self.ids(v), v.tensor.dtype)
         symbols, named = (mapped(symbol, part, Value) for part in (args, kept))
         result = handler(self.graph, *symbols, **named)
         for value, ids in zip(values, [result] if single else result, strict=True):
             if value is not None and ids is not None:
+                self._check_kind(value, name, args)
                 self._assign(value, ids)
                 value.translated = True
             elif value is not None:

@@ -1,9 +1,10 @@
 """From plain PyTorch functions of one sample to a graph of scalars.
 
-A function is run once, for real, on a batch of one sample under `torch.func.vmap`; every operation
-that reaches PyTorch's dispatcher is translated on the way. vmap refuses what depends on data
-(``if x > 0``, ``.item()``), functionalisation turns writes into copies, and every translated
-value is compared with the one PyTorch computed.
+A function is run once, for real, on one sample, without vmap: vmap replaces operations by others,
+whose derivatives at kinks are others too. Every operation that reaches PyTorch's dispatcher is
+translated on the way; what shows a number to Python (``if x > 0``, ``.item()``) is refused there.
+Functionalisation turns writes into copies, and every translated value is compared with the one
+PyTorch computed.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import FrameType, TracebackType
+from types import EllipsisType, FrameType, TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functionalize, vmap
+from torch.func import functionalize
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,9 +33,9 @@ from ocp.validation import trial_controls
 
 OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the engines
 TORCH = os.path.dirname(os.path.abspath(torch.__file__))
-UNTRACKED_READS = frozenset(("tolist", "numpy", "__array__", "data_ptr", "untyped_storage"))
+UNTRACKED_READS = frozenset(("tolist", "numpy", "__array__"))
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 DETACH = frozenset(("detach", "detach_"))
-FROM_ARRAYS = frozenset(("from_numpy", "as_tensor", "asarray", "frombuffer", "from_dlpack"))
 
 
 # -- where in the user's code ---------------------------------------------------------------------
@@ -83,16 +84,43 @@ class Watch(TorchFunctionMode):
         if name in UNTRACKED_READS:
             raise self.tracer.refused(name, "its result would be a constant of the program")
         if name == "__get__" and getattr(func, "__self__", None) is Tensor.data:
-            name = "detach"
-        before = self.tracer.detaching, self.tracer.from_array
-        self.tracer.detaching, self.tracer.from_array = name in DETACH, name in FROM_ARRAYS
+            return args[0].detach()  # the same, seen by the dispatcher
+        if name == "__getitem__" and (picks := computed_picks(args[1])):
+            return self._pick(args[0], args[1], picks)
+        before, self.tracer.detaching = self.tracer.detaching, name in DETACH
         try:
-            result = func(*args, **(kwargs or {}))
+            return func(*args, **(kwargs or {}))
         finally:
-            self.tracer.detaching, self.tracer.from_array = before
-        if name in FROM_ARRAYS and isinstance(result, Tensor):
-            self.tracer.arrays.append(result)
-        return result
+            self.tracer.detaching = before
+
+    def _pick(self, tensor: Tensor, index: Any, picks: list[int]) -> Tensor:
+        """``tensor[..., i, ...]``: torch asks a 0-dim i for its value, but not a 1-dim one."""
+        items = index if isinstance(index, tuple) else (index,)
+        if any(not isinstance(i, int | slice | None | EllipsisType | Tensor) for i in items) or any(
+            isinstance(i, Tensor) and k not in picks for k, i in enumerate(items)
+        ):
+            raise self.tracer.refused("index", "a computed integer among other arrays")
+        rest = tensor[tuple(slice(None) if k in picks else i for k, i in enumerate(items))]
+        used = sum(i is not None and i is not Ellipsis for i in items)
+        axis, axes = 0, {}
+        for k, item in enumerate(items):
+            axes[k] = axis
+            integer = isinstance(item, int) and not isinstance(item, bool)
+            axis += tensor.ndim - used if item is Ellipsis else 0 if integer else 1
+        for k in reversed(picks):
+            whole = (slice(None),) * axes[k]
+            rest = rest[(*whole, items[k].reshape(1))].squeeze(axes[k])
+        return rest
+
+
+def computed_picks(index: Any) -> list[int]:
+    """Which items of an index are 0-dim integer tensors."""
+    items = index if isinstance(index, tuple) else (index,)
+    return [
+        k
+        for k, i in enumerate(items)
+        if isinstance(i, Tensor) and i.ndim == 0 and i.dtype in INTEGERS
+    ]
 
 
 class Tracer(TorchDispatchMode):
@@ -108,7 +136,7 @@ class Tracer(TorchDispatchMode):
         self.values: dict[int, Value] = {}
         self.arrays: list[Tensor] = []  # made of NumPy arrays while tracing
         self.closures: list[Value] = []  # tensors that were not made while tracing
-        self.detaching = self.from_array = False
+        self.detaching = False
 
     def refused(self, operation: str, reason: str) -> Untraceable:
         return Untraceable(operation, reason, described(user_line()))
@@ -131,7 +159,10 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():  # what follows is ours, not the user's
+            return self._dispatch(func, args, kwargs or {})
+
+    def _dispatch(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         name = func._schema.name.split("::")[-1]
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise self.refused(name, "random numbers differ from call to call")
@@ -146,7 +177,7 @@ class Tracer(TorchDispatchMode):
             raise self.refused(name, "it writes into a tensor that was not made in the function")
         out = func(*args, **kwargs)
         if name.startswith("lift_fresh") and id(args[0]) not in self.values:
-            if not self.from_array:
+            if args[0].untyped_storage().resizable():  # else it is the memory of an array
                 self.track(Value(out, 0, name, None))
                 return out
             self.arrays.append(args[0])
@@ -181,7 +212,7 @@ def run(recorder: Recorder, inputs: Sequence[Value], function: Callable[..., Any
         raise
     except TooLarge as error:
         raise Untraceable("function", str(error), "") from error
-    except Exception as error:  # whatever the user's function, or vmap in it, may raise
+    except Exception as error:  # whatever the user's function may raise
         line = described(raising_line(error.__traceback__))
         raise Untraceable("function", first_sentence(error), line) from error
     check_closures(tracer, inputs, function)
@@ -251,20 +282,17 @@ class Sample:
         )
         u = trial_controls(problem.control_dims[:1], lower, upper, x0)[0]
         self.n, self.m = x0.shape[0], u.shape[0]
-        self.x = recorder.leaf("x", moved(x0, 0.1)[None], STATE)
-        self.u = recorder.leaf("u", moved(u, 0.2)[None], STATE)
-        last = torch.full((1,), problem.horizon - 1, dtype=torch.int64, device=x0.device)
+        self.x = recorder.leaf("x", moved(x0, 0.1), STATE)
+        self.u = recorder.leaf("u", moved(u, 0.2), STATE)
+        last = torch.full((), problem.horizon - 1, dtype=torch.int64, device=x0.device)
         self.t = recorder.leaf("t", last, STAGE)
         self.data: dict[str, Value] = {}
         for name, tensor in problem.parameters.items():
             place = Place.whole(sources.parameter(name, tensor))
             self.data[name] = Value(tensor, SHARED, name, None, place=place)
         for name, tensor in problem.per_problem.items():
-            place = Place.whole(sources.per_problem(name, tensor), leading=1)
-            self.data[name] = Value(tensor[:1], STATE, name, None, place=place)
-        self.dims = {name: None for name in problem.parameters} | {
-            name: 0 for name in problem.per_problem
-        }
+            place = Place.whole(sources.per_problem(name, tensor))
+            self.data[name] = Value(tensor[0], STATE, name, None, place=place)
 
     def trace(
         self, recorder: Recorder, arguments: Sequence[Value], function: Callable[..., Tensor]
@@ -275,8 +303,7 @@ class Sample:
 
         def whole(*tensors: Tensor) -> tuple[Tensor]:
             p = dict(zip(names, tensors[len(arguments) :], strict=True))
-            dims = (*[0] * len(arguments), self.dims)
-            return (vmap(function, in_dims=dims)(*tensors[: len(arguments)], p),)
+            return (function(*tensors[: len(arguments)], p),)
 
         (result,) = run(recorder, [*arguments, *own], whole)
         return recorder.ids(result).reshape(-1)

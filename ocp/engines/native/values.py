@@ -40,9 +40,8 @@ class Place:
     strides: Ids
 
     @classmethod
-    def whole(cls, source: Source, leading: int = 0) -> Place:
-        """All of it, with ``leading`` axes of size 1 in front."""
-        offsets = np.arange(source.size).reshape((1,) * leading + source.shape)
+    def whole(cls, source: Source) -> Place:
+        offsets = np.arange(source.size).reshape(source.shape)
         return cls(source, offsets, np.zeros_like(offsets))
 
 
