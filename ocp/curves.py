@@ -65,7 +65,7 @@ class Counter:
         if not self.sweeps:
             self.begun = report.start_seconds
             self.note(report.start, report.start.sweeps)
-        now = report.state.rows[-1]["running"].to(torch.int64)
+        now = report.state.rows[-1]["running"][-1].to(torch.int64)
         self.note(report.state, self.expansions[-1] + now)
 
     def note(self, state: State, expansions: Tensor) -> None:

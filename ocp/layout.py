@@ -90,6 +90,11 @@ def batch_out(problem: Problem, value: Tensor) -> Tensor:
     return value if problem.batched else value[0]
 
 
+def rows_out(problem: Problem, value: Tensor) -> Tensor:
+    """(K, B) -> (K, B), or (K,) for one problem."""
+    return value if problem.batched else value[:, 0]
+
+
 def summary(sizes: Sequence[int]) -> str:
     return (
         str(sizes[0]) if len(set(sizes)) == 1 else str(list(sizes[:8]) + ["..."] * (len(sizes) > 8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ctypes import addressof, byref
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,20 +12,16 @@ from torch import Tensor
 
 import ocp
 from ocp.engines import Expansion, Policy, Sweep, Trials
-from ocp.engines.native import abi, build
+from ocp.engines.native import abi, build, emit
 from ocp.solvers.decide import Rules
 from ocp.solvers.loop import State
 import native_model as texts
 
 I64 = torch.int64
+TRIALS = 12
 
 
-def decide_text(rules: Rules, dtype: torch.dtype, trials: int = 12) -> str:
-    facts, tolerances = torch.finfo(dtype), rules.tolerances(dtype)
-    numbers = {"tiny": facts.tiny, "eps": facts.eps, "huge": facts.max, "trials": trials}
-    names = ("tolerance", "cost_tolerance", "gap_tolerance")
-    calm = {"calm": max(1e-3, rules.damping_start)}
-    return texts.DECIDE % {**vars(rules), **numbers, **calm, **dict(zip(names, tolerances))}
+decide_text = cache(emit.decide_text)
 
 
 def address(value: Tensor | None) -> int:
@@ -48,7 +45,7 @@ class Program:
 
     def __post_init__(self) -> None:
         p, dtype = self.problem, self.problem.x0.dtype
-        decide = None if self.rules is None else decide_text(self.rules, dtype)
+        decide = None if self.rules is None else decide_text(self.rules, TRIALS, dtype)
         text = build.program(
             texts.JETS + self.text,
             decide,

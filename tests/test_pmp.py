@@ -61,7 +61,7 @@ def test_first_scale_minimises_a_quadratic_along_its_gradient():
     expansion = state.engine.expand(state.xs, state.us)
     g = torch.cat(references.gradient(problem, us))
     H = references.dense_hessian(problem, us)
-    scale = cauchy_scale(state.us, expansion, g[None])
+    scale = cauchy_scale(state.engine, state.us, expansion, g[None])
     references.close(scale[0], (g @ g) / (g @ H @ g))
 
 

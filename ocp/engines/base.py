@@ -7,14 +7,42 @@ to end, the augmented state of Liu, Chen, Theodorou (2019), eq. 17; its cost is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from ocp.problem import Problem, Stages
 
 Curvature = Callable[[int, Tensor], Tensor]
 """``(t, v) -> v . f_zz`` of stage t, contracted along v (B, n'): (B, n + m, n + m)."""
+
+
+@dataclass(frozen=True)
+class SecondOrder:
+    """The `Curvature` along a trajectory, for an engine that knows how it was made.
+
+    Attributes:
+        contract: the contraction.
+        xs, us: the trajectory.
+        full: (B,) problems that have the terms, zero for the others; None for all.
+        table: ``p[t+1] . f_zz`` (T, B, n + m, n + m) where v was given beforehand.
+    """
+
+    contract: Curvature
+    xs: Stages
+    us: Stages
+    full: Tensor | None = None
+    table: Tensor | None = None
+
+    def __call__(self, t: int, v: Tensor) -> Tensor:
+        H = self.contract(t, v)
+        return H if self.full is None else torch.where(self.full[:, None, None], H, 0)
+
+    def within(self, full: Tensor) -> SecondOrder:
+        """For the problems in ``full`` only, whatever was so before."""
+        return replace(self, full=full)
 
 
 class Expansion(NamedTuple):
@@ -53,6 +81,15 @@ class Trials(NamedTuple):
     cost: Tensor  # (A, B); nan or inf where the roll-out is
 
 
+class Recipe(NamedTuple):
+    """What an engine that makes whole iterations of iLQR and DDP has to know of the solver."""
+
+    second_order: int  # 0 never, 1 for problems whose `State.second_order` says so, 2 always
+    on_state: bool  # where the damping goes
+    trials: int  # step sizes 1, 1/2, ...
+    limits: tuple[float, ...]  # `Limits`
+
+
 class Engine(Protocol):
     """The computations a solver is made of. All are batched; none changes its arguments."""
 
@@ -63,8 +100,12 @@ class Engine(Protocol):
     def total_cost(self, xs: Stages, us: Stages) -> Tensor: ...
     def gaps(self, xs: Stages, us: Stages) -> Stages: ...
     def expand(self, xs: Stages, us: Stages) -> Expansion: ...
-    def curvature(self, xs: Stages, us: Stages) -> Curvature: ...
-    def curvature_along(self, xs: Stages, us: Stages, ps: Stages) -> Curvature: ...
+    def curvature(self, xs: Stages, us: Stages) -> SecondOrder: ...
+    def curvature_along(self, xs: Stages, us: Stages, ps: Stages) -> SecondOrder: ...
+    def costates(self, expansion: Expansion) -> tuple[Stages, Stages]: ...
+    def linear_rollout(
+        self, expansion: Expansion, policy: Policy, gaps: Stages | None
+    ) -> tuple[Stages, Stages]: ...
     def sweep(
         self,
         expansion: Expansion,
@@ -77,3 +118,6 @@ class Engine(Protocol):
     def follow(
         self, xs: Stages, us: Stages, gaps: Stages | None, policy: Policy, step_sizes: Tensor
     ) -> Trials: ...
+    def iterate(self, state: Any, recipe: Recipe, most: int) -> Any:
+        """A solver's `State` after up to ``most`` iterations; None if the engine has none to make:
+        the solver then asks for the pieces."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from ocp.engines import riccati
-from ocp.engines.base import Curvature, Expansion, Policy, Sweep, Trials
+from ocp.engines.base import Curvature, Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
 from ocp.problem import Problem, Stages
 from ocp.stages import each, earlier, later, pack
 
@@ -90,7 +90,7 @@ class Eager:
         return Expansion(fz, lz, lzz, phix, phixx, tuple(S * n for n in self.problem.state_dims))
 
     @torch.no_grad()
-    def curvature(self, xs: Stages, us: Stages) -> Curvature:
+    def curvature(self, xs: Stages, us: Stages) -> SecondOrder:
         """``(t, v) -> v . f_zz``, v known only when the sweep arrives at t.
 
         One call a stage, contracted, unless all stages are so few and small that calls, not
@@ -110,20 +110,20 @@ class Eager:
                     H = torch.einsum("is,isab->sab", v.reshape(-1, width).T, table[:, t])
                     return augment_hessian(H, S, width)
 
-                return combine
+                return SecondOrder(combine, xs, us)
 
         def contract(t: int, v: Tensor) -> Tensor:
             H = self._at(hessian, t, xs[t], us[t], v)
             return augment_hessian(H, S, n[t])
 
-        return contract
+        return SecondOrder(contract, xs, us)
 
     @torch.no_grad()
-    def curvature_along(self, xs: Stages, us: Stages, ps: Stages) -> Curvature:
+    def curvature_along(self, xs: Stages, us: Stages, ps: Stages) -> SecondOrder:
         """``p[t+1] . f_zz`` at every stage, the costates being known: one call. ps has T + 1."""
         S, n = self.problem.samples, self.problem.state_dims
         H = self._over(contracted_hessian(self.problem.f), earlier(xs), us, later(ps))
-        return lambda t, _: augment_hessian(H[t], S, n[t])
+        return SecondOrder(lambda t, _: augment_hessian(H[t], S, n[t]), xs, us)
 
     # -- sweeps --------------------------------------------------------------------------------
     @torch.no_grad()
@@ -144,6 +144,16 @@ class Eager:
                 each(torch.sub, self.problem.upper, us),
             )
         return riccati.sweep(expansion, gaps, damping, curvature, box, on_state)
+
+    def costates(self, expansion: Expansion) -> tuple[Stages, Stages]:
+        """p and H_u, see `riccati.costates`."""
+        return riccati.costates(expansion)
+
+    def linear_rollout(
+        self, expansion: Expansion, policy: Policy, gaps: Stages | None
+    ) -> tuple[Stages, Stages]:
+        """See `riccati.linear_rollout`."""
+        return riccati.linear_rollout(expansion, policy, gaps)
 
     @torch.no_grad()
     def follow(
@@ -173,6 +183,9 @@ class Eager:
         )
         lines_xs, lines_us = (each(lambda s: s.flatten(-3, -2), s) for s in (trial_xs, trial_us))
         return Trials(trial_xs, trial_us, self.total_cost(lines_xs, lines_us).unflatten(0, (A, -1)))
+
+    def iterate(self, state: Any, recipe: Recipe, most: int) -> None:
+        """Iterations are the solver's business here."""
 
     # -- batching ------------------------------------------------------------------------------
     def data(self, samples: int) -> dict[str, Tensor]:

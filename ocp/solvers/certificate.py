@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ocp import layout
 from ocp.engines import Engine, Expansion, Sweep
-from ocp.engines.riccati import costates, projected
+from ocp.engines.riccati import projected
 from ocp.problem import Problem, Stages
 from ocp.solution import Policy, Solution, Status, Value
 from ocp.stages import each, largest, where
@@ -31,7 +31,7 @@ class Certificate(NamedTuple):
 def certify(engine: Engine, xs: Stages, us: Stages) -> Certificate:
     """One undamped sweep, second order where that is definite, and the costates."""
     expansion, gaps = engine.expand(xs, us), engine.gaps(xs, us)
-    ps, hus = costates(expansion)
+    ps, hus = engine.costates(expansion)
     sweep, indefinite = undamped(engine, expansion, xs, us)
     return Certificate(
         sweep,
@@ -111,7 +111,7 @@ def conclude(solver: Solver, problem: Problem, state: State) -> Solution:
     if problem.lower is not None and problem.upper is not None:
         bounds = {"lower": flat_bound(problem.lower), "upper": flat_bound(problem.upper)}
     history = {
-        key: torch.stack([single(row[key]) for row in state.rows])
+        key: layout.rows_out(problem, torch.cat([block[key] for block in state.rows]))
         for key in (state.rows or ({},))[0]
     }
     return Solution(

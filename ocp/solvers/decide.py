@@ -41,6 +41,30 @@ class Rules:
         given = (self.tolerance, self.cost_tolerance, self.gap_tolerance)
         return tuple(d if g is None else g for d, g in zip(defaults, given, strict=True))  # type: ignore[return-value]
 
+    def limits(self, dtype: torch.dtype) -> Limits:
+        """The numbers in force for a dtype."""
+        own = {k: float(getattr(self, k)) for k in Limits._fields[3:-1]}
+        return Limits(*self.tolerances(dtype), **own, calm=max(1e-3, self.damping_start))
+
+
+class Limits(NamedTuple):
+    """`Rules` for one dtype, as plain numbers: what a compiled `decide` is given at run time."""
+
+    tolerance: float
+    cost_tolerance: float
+    gap_tolerance: float
+    max_iterations: float
+    armijo: float
+    damping_min: float
+    damping_max: float
+    damping_down: float
+    damping_up: float
+    short_step: float
+    second_order_below: float
+    penalty_margin: float
+    unbounded: float
+    calm: float  # the damping up to which a small promise says that little is left to gain
+
 
 class Record(NamedTuple):
     """What is known after a sweep and its trials; (B,) unless said otherwise."""
@@ -81,12 +105,16 @@ class Decision(NamedTuple):
 
 
 def decide(r: Record, step_sizes: Tensor, rules: Rules) -> Decision:
+    """`decide_within` the limits of ``rules``."""
+    return decide_within(r, step_sizes, rules.limits(r.cost.dtype))
+
+
+def decide_within(r: Record, step_sizes: Tensor, rules: Limits) -> Decision:
     """Choose the largest step size with enough decrease, move the damping, say when to stop.
 
     Merit ``J + penalty sum|gap|``; a step a leaves (1 - a) of the gaps. The penalty is raised
     where J is predicted to grow (Nocedal, Wright 2006, eq. 18.36 with rho = 1/2).
     """
-    tolerance, cost_tolerance, gap_tolerance = rules.tolerances(r.cost.dtype)
     running = r.status == Status.RUNNING
     scale = 1 + r.cost.abs()
     rise = (r.slope + r.curvature / 2) / (0.5 * r.gap).clamp_min(torch.finfo(r.gap.dtype).tiny)
@@ -109,10 +137,10 @@ def decide(r: Record, step_sizes: Tensor, rules: Rules) -> Decision:
 
     weak = torch.where(expected[0] <= rounding, r.weak + 1, 0)
     weak = torch.where(r.usable, weak, r.weak)  # without a direction there is nothing to expect
-    small = expected[0] <= cost_tolerance * scale
-    closed = r.gap <= gap_tolerance
-    calm = r.damping <= max(1e-3, rules.damping_start)  # a large damping hides what is left to gain
-    converged = (r.residual <= tolerance) & small & closed & r.usable & calm
+    small = expected[0] <= rules.cost_tolerance * scale
+    closed = r.gap <= rules.gap_tolerance
+    calm = r.damping <= rules.calm  # a large damping hides what is left to gain
+    converged = (r.residual <= rules.tolerance) & small & closed & r.usable & calm
     less = torch.where(r.damping > rules.damping_min, r.damping * rules.damping_down, 0)
     more = (r.damping * rules.damping_up).clamp_min(rules.damping_min * rules.damping_up)
     taken = torch.where(accepted, step_sizes[choice], 0)
@@ -124,7 +152,7 @@ def decide(r: Record, step_sizes: Tensor, rules: Rules) -> Decision:
     for condition, status in (
         (iterations >= rules.max_iterations, Status.MAX_ITERATIONS),
         (damping > rules.damping_max, Status.STALLED),
-        ((weak >= 3) & closed & (calm | (r.residual <= tolerance)), Status.PRECISION),
+        ((weak >= 3) & closed & (calm | (r.residual <= rules.tolerance)), Status.PRECISION),
         (
             accepted & (pick(r.trial_cost) < -rules.unbounded * (1 + r.start_cost.abs())),
             Status.UNBOUNDED,

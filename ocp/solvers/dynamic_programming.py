@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ocp.engines import Expansion, Policy, Sweep
-from ocp.engines.base import Curvature
-from ocp.engines.riccati import costates, linear_rollout
+from ocp.engines.base import Recipe, SecondOrder
 from ocp.problem import Problem
 from ocp.solution import Status
 from ocp.solvers.hamiltonian import flat
@@ -34,11 +33,36 @@ class ILQR(Solver):
     name: ClassVar[str] = "ilqr"
     accepts_gaps: ClassVar[bool] = True
 
+    # -- whole iterations, where the engine makes them -------------------------------------------
+    def recipe(self, state: State) -> Recipe | None:
+        """What such an engine has to know; None where this step is not one it knows."""
+        usual = type(self).decide is Solver.decide and type(self).direction is ILQR.direction
+        if not usual or self.mode is None or state.memory is not None:
+            return None
+        limits = self.rules.limits(state.cost.dtype)
+        return Recipe(self.mode, self.regularisation == "state", self.trials, tuple(limits))
+
+    @property
+    def mode(self) -> int | None:
+        """`Recipe.second_order`; None: the model is another."""
+        return 0
+
+    @torch.no_grad()
+    def steps(self, problem: Problem, state: State, most: int) -> State:
+        state = self.current(problem, state)
+        recipe = self.recipe(state)
+        after = None if recipe is None else state.engine.iterate(state, recipe, most)
+        return super().step(problem, state) if after is None else after
+
+    def step(self, problem: Problem, state: State) -> State:
+        return self.steps(problem, state, 1)
+
+    # -- the pieces ------------------------------------------------------------------------------
     def full(self, state: State) -> Tensor:
         """Which problems' model has second-order terms: (B,)."""
         return torch.zeros_like(state.second_order)
 
-    def curvature(self, state: State, expansion: Expansion) -> Curvature:
+    def curvature(self, state: State, expansion: Expansion) -> SecondOrder:
         """Those terms."""
         return state.engine.curvature(state.xs, state.us)
 
@@ -50,7 +74,7 @@ class ILQR(Solver):
         running = state.status == Status.RUNNING
         full = self.full(state)
         some = bool((full & running).any())
-        curvature = masked(self.curvature(state, expansion), full) if some else None
+        curvature = self.curvature(state, expansion).within(full) if some else None
         first_order, none = ~full, torch.zeros_like(full)
         lacking = none if state.memory is None else state.memory[2, :, 0] > 0
         memory = None if state.memory is None else secant(state, expansion, lacking)
@@ -61,7 +85,7 @@ class ILQR(Solver):
             full = full & ~again
             if bool(lacking.any()):
                 memory = secant(state, expansion, lacking)
-            curvature = masked(curvature, full) if curvature is not None else None
+            curvature = None if curvature is None else curvature.within(full)
             sweep = self.sweep(state, expansion, curvature, memory, first_order)
         usable = sweep.failed < 0
         return Direction(
@@ -72,7 +96,7 @@ class ILQR(Solver):
         self,
         state: State,
         expansion: Expansion,
-        curvature: Curvature | None,
+        curvature: SecondOrder | None,
         memory: Tensor | None,
         first_order: Tensor,
     ) -> Sweep:
@@ -88,7 +112,7 @@ def secant(state: State, expansion: Expansion, lacking: Tensor) -> Tensor:
     The first curvature lets the largest gradient move its control by about 1; a refused step, or
     one along which there was no positive curvature, changes it tenfold.
     """
-    u, g = flat(state.us), flat(costates(expansion)[1])
+    u, g = flat(state.us), flat(state.engine.costates(expansion)[1])
     curvature = g.abs().amax(dim=-1)
     if state.memory is not None:
         before = state.memory[2, :, 0]
@@ -119,6 +143,10 @@ class DDP(ILQR):
     def full(self, state: State) -> Tensor:
         return state.second_order | (self.second_order == "always")
 
+    @property
+    def mode(self) -> int | None:
+        return {"hybrid": 1, "always": 2}[self.second_order]
+
 
 @dataclass(frozen=True)
 class Newton(ILQR):
@@ -130,15 +158,19 @@ class Newton(ILQR):
     name: ClassVar[str] = "newton"
     accepts_gaps: ClassVar[bool] = False
 
+    @property
+    def mode(self) -> int | None:
+        return None
+
     def full(self, state: State) -> Tensor:
         return torch.ones_like(state.second_order)
 
-    def curvature(self, state: State, expansion: Expansion) -> Curvature:
-        return state.engine.curvature_along(state.xs, state.us, costates(expansion)[0])
+    def curvature(self, state: State, expansion: Expansion) -> SecondOrder:
+        return state.engine.curvature_along(state.xs, state.us, state.engine.costates(expansion)[0])
 
     def direction(self, state: State, expansion: Expansion) -> Direction:
         direction = super().direction(state, expansion)
-        _, dus = linear_rollout(expansion, direction.policy, None)
+        _, dus = state.engine.linear_rollout(expansion, direction.policy, None)
         return direction._replace(policy=Policy(dus, None))
 
 
@@ -155,8 +187,3 @@ class LQR(ILQR):
     def init(self, problem: Problem, controls: object = None, states: object = None) -> State:
         state = super().init(problem, controls, states)
         return state._replace(damping=torch.zeros_like(state.damping))
-
-
-def masked(curvature: Curvature, full: Tensor) -> Curvature:
-    """The second-order terms of the problems in ``full``, zero for the others."""
-    return lambda t, v: torch.where(full[:, None, None], curvature(t, v), 0)

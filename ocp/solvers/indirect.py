@@ -39,7 +39,7 @@ from torch import Tensor
 
 from ocp.engines import Engine, Expansion, Policy, Trials
 from ocp.engines.base import Curvature
-from ocp.engines.riccati import costates, linear_rollout, matvec
+from ocp.engines.riccati import linear_rollout, matvec
 from ocp.problem import Problem, Stages
 from ocp.solution import Solution, Status
 from ocp.solvers.hamiltonian import flat, reworded
@@ -102,7 +102,7 @@ class Indirect(Solver):
         gaps = state.gaps
         if gaps is None:
             gaps = each(torch.zeros_like, later(state.xs))
-        ps, _ = costates(state.engine.expand(state.xs, state.us))
+        ps, _ = state.engine.costates(state.engine.expand(state.xs, state.us))
         return state._replace(gaps=gaps, costates=ps)
 
     @torch.no_grad()

@@ -50,7 +50,7 @@ class State(NamedTuple):
     rollouts: Tensor
     sweeps: Tensor
     residual: Tensor
-    rows: tuple[dict[str, Tensor], ...]  # the history, a row a step
+    rows: tuple[dict[str, Tensor], ...]  # the history: blocks of k steps, (k, B) each
     memory: Tensor | None = None  # (k, B, ...): what a method keeps of earlier steps
 
     @property
@@ -159,8 +159,7 @@ class Solver:
     @torch.no_grad()
     def step(self, problem: Problem, state: State) -> State:
         """One iteration of every problem still running: expand, sweep, try, decide."""
-        if state.engine.problem is not problem:
-            state = state._replace(engine=engines.make(problem, self.engine))
+        state = self.current(problem, state)
         engine = state.engine
         expansion = engine.expand(state.xs, state.us)
         direction = self.direction(state, expansion)
@@ -168,6 +167,16 @@ class Solver:
         trials = engine.follow(state.xs, state.us, state.gaps, direction.policy, sizes)
         record = self.record(state, expansion, direction, trials)
         return advance(state, direction, trials, self.decide(record, sizes))
+
+    def steps(self, problem: Problem, state: State, most: int) -> State:
+        """At least one and up to ``most`` iterations: one, unless the engine makes many at once."""
+        return self.step(problem, state)
+
+    def current(self, problem: Problem, state: State) -> State:
+        """The state with an engine of this very problem, whose data may have changed."""
+        if state.engine.problem is problem:
+            return state
+        return state._replace(engine=engines.make(problem, self.engine))
 
     @torch.no_grad()
     def result(self, problem: Problem, state: State) -> Solution:
@@ -236,7 +245,7 @@ def advance(state: State, direction: Direction, trials: Trials, decision: Decisi
         rollouts=state.rollouts + decision.rollouts,
         sweeps=state.sweeps + one * direction.sweeps,
         residual=torch.where(running, direction.residual, state.residual),
-        rows=(*state.rows, row),
+        rows=(*state.rows, {name: value[None] for name, value in row.items()}),
         memory=direction.memory,
     )
 

@@ -35,7 +35,6 @@ import torch
 from torch import Tensor
 
 from ocp.engines import Expansion, Policy
-from ocp.engines.riccati import costates
 from ocp.problem import Problem, Stages
 from ocp.solution import Solution, Status
 from ocp.solvers.certificate import largest_projected
@@ -70,7 +69,7 @@ class MSA(Solver):
         return like.new_ones(1)
 
     def direction(self, state: State, expansion: Expansion) -> Direction:
-        ps, hus = costates(expansion)
+        ps, hus = state.engine.costates(expansion)
         h = Hamiltonian(state.engine, state.xs, ps)
         toward = lambda v, u: self.relaxation * (v - u)
         k = each(toward, self.minimiser(h, state.us), state.us)
@@ -178,7 +177,7 @@ class EMSA(Solver):
         return rho * self.growth ** torch.arange(self.trials, dtype=rho.dtype)[:, None].to(rho)
 
     def direction(self, state: State, expansion: Expansion) -> Direction:
-        ps, hus = costates(expansion)
+        ps, hus = state.engine.costates(expansion)
         plain = Hamiltonian(state.engine, state.xs, ps).repeated(self.trials)
         rho = self.weights(state.damping)
         sigma = rho * mean_square(state.xs) / mean_square(ps).clamp_min(torch.finfo(rho.dtype).tiny)

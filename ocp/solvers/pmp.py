@@ -32,8 +32,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ocp.engines import Expansion, Policy
-from ocp.engines.riccati import costates, dot, linear_rollout, matvec
+from ocp.engines import Engine, Expansion, Policy
+from ocp.engines.riccati import dot, matvec
 from ocp.problem import Problem, Stages
 from ocp.solvers.certificate import largest_projected
 from ocp.solvers.hamiltonian import flat, like
@@ -68,7 +68,7 @@ class PMP(Solver):
         gradient: Birgin, Martinez, Raydan 2000): for step sizes up to 1 nothing is left to clip,
         and ``H_u . k`` is the slope of J along it.
         """
-        _, hus = costates(expansion)
+        _, hus = state.engine.costates(expansion)
         u, g = flat(state.us), flat(hus)
         lo, hi = limits(state)
         free = ~(((u <= lo) & (g > 0)) | ((u >= hi) & (g < 0)))
@@ -110,7 +110,7 @@ class PMP(Solver):
         count = self.pairs if self.search == "lbfgs" else 0
         if state.memory is None:
             empty = u.new_zeros(count, *u.shape)
-            return cauchy_scale(state.us, expansion, open_g), empty, empty
+            return cauchy_scale(state.engine, state.us, expansion, open_g), empty, empty
         last_u, last_g, last_scale = state.memory[0], state.memory[1], state.memory[2, :, 0]
         s, y = u - last_u, g - last_g
         sy, moved = dot(s, y), (s != 0).any(dim=-1)
@@ -140,12 +140,12 @@ def limits(state: State) -> tuple[Tensor, Tensor]:
     return flat(problem.lower), flat(problem.upper)
 
 
-def cauchy_scale(us: Stages, expansion: Expansion, g: Tensor) -> Tensor:
+def cauchy_scale(engine: Engine, us: Stages, expansion: Expansion, g: Tensor) -> Tensor:
     """Minimiser of the Gauss-Newton model along -g (B, N), per unit of g: (B,).
 
     Where the model has no curvature along g: a step of length 1.
     """
-    dxs, dus = linear_rollout(expansion, Policy(like(us, -g), None), None)
+    dxs, dus = engine.linear_rollout(expansion, Policy(like(us, -g), None), None)
     curvature = dot(dxs[-1], matvec(expansion.phixx, dxs[-1]))
     for t, H in enumerate(expansion.lzz):
         dz = torch.cat((dxs[t], dus[t]), dim=-1)

@@ -15,6 +15,8 @@ from ocp.solvers.loop import Callback, Report, Solver, State
 from ocp.solvers.subset import put, subproblem, take
 
 SHRINK = 0.5  # of the batch still running: below, the finished ones leave it
+LONG = 0.1  # seconds a call may take before the next makes fewer steps
+CHUNK = 2**15  # stages, over all problems and iterations, of the first call
 SMALL = 8  # problems that are not worth leaving: calls, not arithmetic, are what costs
 
 
@@ -44,8 +46,8 @@ class Working:
         self.active = subproblem(self.problem, self.index)
         self.part = take(self.whole, self.index, self.active, self.solver)
 
-    def step(self) -> None:
-        self.part = self.solver.step(self.active, self.part)
+    def step(self, most: int) -> None:
+        self.part = self.solver.steps(self.active, self.part, most)
         self.shrink()
 
     def stop(self, status: Status) -> None:
@@ -80,16 +82,24 @@ def run(
 ) -> tuple[State, tuple[float, ...]]:
     """Repeat `step` until every problem has a status. Ctrl-C keeps what there is.
 
+    Without a callback an engine may make many steps in one call, all the faster; Ctrl-C and the
+    time limit are seen between calls, and the seconds are divided evenly over their steps.
+
     Returns:
         The last state, and the seconds since the solve began after each step.
     """
     budget, seconds = BUDGET.get() or Budget(), list[float]()
     begun = budget.seconds
     work = Working(solver, problem, state)
+    most = 1 if callback or budget.time_limit is not None else first_chunk(problem)
     try:
         while work.part.running and budget.status is None:
-            work.step()
-            seconds.append(budget.seconds)
+            before = seconds[-1] if seconds else begun
+            work.step(most)
+            made, now = steps_of(work.part) - len(seconds), budget.seconds
+            seconds += [before + (now - before) * (i + 1) / made for i in range(made)]
+            if callback is None:
+                most = 2 * most if now - before < LONG else max(1, most // 2)
             if callback is not None and callback(report(work.merged(), seconds, state, begun)):
                 budget.status = Status.INTERRUPTED
             budget.check()
@@ -98,7 +108,17 @@ def run(
     if budget.status is not None:
         work.stop(budget.status)
     last = work.merged()
-    return last, tuple(seconds[: len(last.rows)])
+    return last, tuple(seconds[: steps_of(last)])
+
+
+def steps_of(state: State) -> int:
+    """Rows of its history."""
+    return sum(block["running"].shape[0] for block in state.rows)
+
+
+def first_chunk(problem: Problem) -> int:
+    """Iterations that an engine making many at once surely makes within a second or so."""
+    return min(256, max(1, CHUNK // (problem.batch * problem.samples * problem.horizon)))
 
 
 def finish(solver: Solver, problem: Problem, state: State) -> State:

@@ -23,7 +23,7 @@ def take(state: State, index: Tensor, problem: Problem, solver: Solver) -> State
         return value[index] if value.ndim == 1 else value[:, index]
 
     fields = {k: rows(v) for k, v in state._asdict().items() if k not in ("engine", "rows")}
-    history = tuple({k: v[index] for k, v in row.items()} for row in state.rows)
+    history = tuple({k: v[:, index] for k, v in block.items()} for block in state.rows)
     return State(engine=engines.make(problem, solver.engine), rows=history, **fields)
 
 
@@ -54,16 +54,18 @@ def put(whole: State, part: State, index: Tensor) -> State:
         fields["gaps"] = merge(whole.gaps, torch.stack(zeros) if same else zeros)
     rows = list(whole.rows)
     for new in part.rows[len(rows) :]:
-        rows.append({k: merge(v, new[k]) for k, v in still(whole, rows).items()})
+        steps = new["running"].shape[0]
+        rows.append({k: merge(v, new[k]) for k, v in still(whole, rows, steps).items()})
     return State(**{**fields, "engine": whole.engine, "rows": tuple(rows)})
 
 
-def still(state: State, rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A row in which nothing moves."""
+def still(state: State, rows: list[dict[str, Tensor]], steps: int) -> dict[str, Tensor]:
+    """Rows in which nothing moves."""
     zero = torch.zeros_like(state.cost)
-    last = rows[-1]
+    last = {k: v[-1] for k, v in rows[-1].items()}
     fixed = {"expected": zero, "decrease": zero, "step_size": zero, "running": zero > 0}
-    return {**last, "cost": state.cost, "gap": state.gap, "damping": state.damping, **fixed}
+    row = {**last, "cost": state.cost, "gap": state.gap, "damping": state.damping, **fixed}
+    return {k: v.expand(steps, -1) for k, v in row.items()}
 
 
 def subproblem(problem: Problem, index: Tensor) -> Problem:

@@ -2,7 +2,8 @@
 //
 // `Decide`, generated from the function `decide` of the package, is asked before any roll-out and
 // after each one: its answer is the first step size that is good enough, whatever comes after it,
-// so that trials not made may be called refused. Needs Decide::inputs = 14 + 2 A for A step sizes.
+// so that trials not made may be called refused. Needs Decide::inputs = 14 + 2 A + LIMITS for A step
+// sizes: the fields of `Record`, then those of `Limits`.
 #pragma once
 #include "group.h"
 
@@ -22,7 +23,9 @@ struct Iterate {
   Real* rows;              // (steps, ROW, B): the history
   Int* taken;              // (B,) out: steps taken
   Int* handed;             // (B,) out: 1 where the Gauss-Newton Q_uu is indefinite, which is the
-};                         // caller's to go on with; that step is not taken
+                           // caller's to go on with; that step is not taken
+  const Real* limits;      // (LIMITS,): what `Decide` compares with
+};
 
 enum Number {
   COST, GAP, START_COST, DAMPING, PENALTY, RESIDUAL,
@@ -32,11 +35,11 @@ enum Column { ROW_COST, EXPECTED, DECREASE, STEP_SIZE, ROW_DAMPING, ROW_RESIDUAL
               ROW_SECOND_ORDER, ROW_RUNNING, ROW };
 enum Code { RUNNING = -1, CONVERGED = 0, NON_FINITE = 5 };  // of `Status`
 
-constexpr int trials = (Decide::inputs - 14) / 2;
-static_assert(Decide::inputs == 14 + 2 * trials && Decide::outputs == 12, "another Record");
+constexpr int LIMITS = 14, trials = (Decide::inputs - 14 - LIMITS) / 2;
+static_assert(Decide::inputs == 14 + 2 * trials + LIMITS && Decide::outputs == 12, "another Record");
 enum In { IN_COST, IN_GAP, IN_SLOPE, IN_CURVATURE, IN_RESIDUAL, IN_USABLE, IN_FINITE, IN_TRIAL_COST,
           IN_TRIAL_FINITE = 7 + trials, IN_START_COST = 7 + 2 * trials, IN_DAMPING, IN_PENALTY,
-          IN_SECOND_ORDER, IN_WEAK, IN_STATUS, IN_ITERATIONS };
+          IN_SECOND_ORDER, IN_WEAK, IN_STATUS, IN_ITERATIONS, IN_LIMITS };
 enum Out { CHOICE, ACCEPTED, OUT_STEP_SIZE, OUT_EXPECTED, OUT_DECREASE, OUT_DAMPING, OUT_PENALTY,
            OUT_SECOND_ORDER, OUT_WEAK, OUT_STATUS, OUT_ITERATIONS, OUT_ROLLOUTS };
 
@@ -87,8 +90,9 @@ template <class V> OCP_FN void leave(Lanes<V>& w, int lane) {
 // -- the direction ------------------------------------------------------------------------------------
 template <class V> struct Direction {
   Promise<V> promise;
-  typename Mask<V>::type finite, retried, handed;
-  bool gaps;  // some are open
+  typename Mask<V>::type finite, handed;
+  typename Mask<V>::type retried;  // took two passes
+  bool gaps;                       // some are open
 };
 
 template <class V> OCP_FN typename Mask<V>::type second_order(const Lanes<V>& w) {
@@ -107,14 +111,14 @@ template <class V> OCP_FN Direction<V> direction(Lanes<V>& w) {
                      w.call->on_state != 0, second_order(w), g.k, g.K, nullptr, nullptr};
   g.begin();
   out.promise = sweep(pass, g);
-  typename Mask<V>::type failed = w.active & (out.promise.failed >= V(0));
-  out.retried = failed & pass.full;
-  out.handed = failed & !pass.full;
-  if (any(out.retried)) {
-    pass.full = pass.full & !out.retried;
+  const auto failed = w.active & (out.promise.failed >= V(0)), dropping = failed & pass.full;
+  out.retried = failed;
+  if (any(dropping)) {
+    pass.full = pass.full & !dropping;
     out.promise = sweep(pass, g);
   }
   out.finite = g.residue == V(0);
+  out.handed = failed & !dropping & out.finite;  // where they are not, `Decide` says so
   return out;
 }
 
@@ -125,6 +129,7 @@ template <class V> OCP_FN void record(const Lanes<V>& w, const Direction<V>& to,
       {IN_PENALTY, PENALTY}, {IN_SECOND_ORDER, SECOND_ORDER}, {IN_WEAK, WEAK},
       {IN_STATUS, STATUS}, {IN_ITERATIONS, ITERATIONS}};
   for (const auto& pair : same) in[pair[0]] = w.numbers[pair[1]];
+  for (int i = 0; i < LIMITS; ++i) in[IN_LIMITS + i] = V(w.call->limits[i]);
   in[IN_SLOPE] = to.promise.slope;
   in[IN_CURVATURE] = V(2) * (to.promise.change - to.promise.slope);
   in[IN_RESIDUAL] = to.promise.residual;
