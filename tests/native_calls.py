@@ -19,6 +19,7 @@ import native_model as texts
 
 I64 = torch.int64
 TRIALS = 12
+RULES = Rules()
 
 
 decide_text = cache(emit.decide_text)
@@ -37,7 +38,6 @@ class Program:
     text: str
     par: Tensor
     dat: Tensor
-    rules: Rules | None = None
     single: bool = False
     threads: int = 1
     second_order: bool = True
@@ -45,10 +45,9 @@ class Program:
 
     def __post_init__(self) -> None:
         p, dtype = self.problem, self.problem.x0.dtype
-        decide = None if self.rules is None else decide_text(self.rules, TRIALS, dtype)
         text = build.program(
             texts.JETS + self.text,
-            decide,
+            decide_text(TRIALS, dtype),
             real="double" if dtype == torch.float64 else "float",
             single=self.single,
             bounds=p.lower is not None,
@@ -163,7 +162,7 @@ class Program:
         return Trials(*out)
 
     def iterate(
-        self, state: State, steps: int, method: int, on_state: bool = False
+        self, state: State, steps: int, method: int, on_state: bool = False, rules: Rules = RULES
     ) -> tuple[State, list[dict[str, Tensor]], Tensor, Tensor]:
         """The state after at most ``steps``, its new rows, steps taken and problems handed back."""
         B, dtype = self.problem.batch, self.problem.x0.dtype
@@ -174,8 +173,9 @@ class Program:
         rows = self.new(steps, len(abi.ROWS), B)
         taken, handed = torch.empty(B, dtype=I64), torch.empty(B, dtype=I64)
         sizes = 0.5 ** torch.arange(self.info.trials, dtype=dtype)
-        arrays = map(address, (sizes, xs, us, gaps, reals, counts, rows, taken, handed))
-        call = abi.Iterate(steps, method, int(on_state), *arrays)
+        limits = torch.tensor(rules.limits(dtype), dtype=dtype)
+        arrays = (sizes, xs, us, gaps, reals, counts, rows, taken, handed, limits)
+        call = abi.Iterate(steps, method, int(on_state), *map(address, arrays))
         most = self.call("ocp_iterate", addressof(call))
         numbers = dict(zip(abi.REALS, reals)) | dict(zip(abi.COUNTS, counts))
         numbers["second_order"] = numbers["second_order"] != 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import native_model as texts
@@ -18,7 +18,7 @@ from ocp.engines import Eager, Expansion, Policy
 from ocp.engines.native import build
 from ocp.engines.riccati import costates, linear_rollout
 from ocp.solvers.decide import Rules
-from ocp.solvers.dynamic_programming import DDP, ILQR, masked
+from ocp.solvers.dynamic_programming import DDP, ILQR
 
 F64 = torch.float64
 try:
@@ -85,7 +85,6 @@ def case(
     single: bool = False,
     bounds: bool = False,
     dtype: torch.dtype = F64,
-    rules: Rules | None = Rules(),
     threads: int = 1,
 ) -> Case:
     par = dat = torch.zeros(1, 1, dtype=F64)
@@ -112,7 +111,7 @@ def case(
             parameters=cast(problem.parameters),
             per_problem=cast(problem.per_problem),
         )
-    program = Program(problem, text, par, dat, rules, single, threads)
+    program = Program(problem, text, par, dat, single, threads)
     return Case(problem, program, Eager(problem))
 
 
@@ -147,7 +146,9 @@ def test_rollout_costs_and_gaps_equal_eager(both: Case) -> None:
     close(both.program.gaps(xs, us), gaps, 1e-12)
     lines_xs, lines_us = torch.cat((xs, 0.5 * xs), dim=1), torch.cat((us, 2 * us), dim=1)
     close(
-        both.program.total_cost(lines_xs, lines_us), both.eager.total_cost(lines_xs, lines_us), 1e-12
+        both.program.total_cost(lines_xs, lines_us),
+        both.eager.total_cost(lines_xs, lines_us),
+        1e-12,
     )
 
 
@@ -180,7 +181,7 @@ def test_sweep_equals_eager(both: Case, gaps: bool, on_state: bool) -> None:
     damping = 0.3 * torch.arange(B, dtype=F64) + 0.1
     expansion = both.eager.expand(xs, us)
     for full in (torch.zeros(B) > 0, torch.arange(B) % 2 == 0):
-        curvature = masked(both.eager.curvature(xs, us), full)
+        curvature = both.eager.curvature(xs, us).within(full)
         expected = both.eager.sweep(expansion, us, open_gaps, damping, curvature, on_state)
         actual, finite = both.program.sweep(xs, us, open_gaps, damping, full, on_state)
         assert finite.all()
@@ -264,11 +265,15 @@ def test_derivatives_that_are_not_finite_are_told_per_problem() -> None:
 
 
 # -- iterations --------------------------------------------------------------------------------------
+HYBRID = DDP(engine="eager")
 SOLVERS = {
-    "ilqr": (ILQR(), 0),
-    "hybrid": (DDP(), 1),
-    "always": (DDP(second_order="always"), 2),
-    "on-state": (ILQR(regularisation="state", rules=Rules(damping_start=1.0)), 0),
+    "ilqr": (ILQR(engine="eager"), 0),
+    "hybrid": (HYBRID, 1),
+    "always": (DDP(engine="eager", second_order="always"), 2),
+    "on-state": (
+        ILQR(engine="eager", regularisation="state", rules=Rules(damping_start=1.0, armijo=0.3)),
+        0,
+    ),
 }
 
 
@@ -283,7 +288,7 @@ def states_equal(actual: object, expected: object, tolerance: float = 1e-9) -> N
 @pytest.mark.parametrize("name", list(SOLVERS))
 def test_steps_equal_eager(kind: dict, name: str, gaps: bool) -> None:
     solver, method = SOLVERS[name]
-    here = case(**kind, rules=solver.rules)
+    here = case(**kind)
     xs, us, _ = here.start(gaps, size=1.5)
     states = xs.movedim(0, 1) if gaps else None
     state = solver.init(here.problem, us.movedim(0, 1), states)
@@ -291,13 +296,15 @@ def test_steps_equal_eager(kind: dict, name: str, gaps: bool) -> None:
         if not state.running:
             break
         running = state.status == ocp.Status.RUNNING
-        actual, rows, taken, handed = here.program.iterate(state, 1, method, name == "on-state")
+        actual, rows, taken, handed = here.program.iterate(
+            state, 1, method, name == "on-state", solver.rules
+        )
         state = solver.step(here.problem, state)
         assert not handed.any()
         assert taken.tolist() == running.to(torch.int64).tolist()
         states_equal(actual, state)
         for column, value in state.rows[-1].items():
-            close(rows[0][column][running].to(F64), value[running].to(F64))
+            close(rows[0][column][running].to(F64), value[0, running].to(F64))
         if state.gaps is not None:
             close(actual.gaps, state.gaps, 1e-12)
 
@@ -305,10 +312,10 @@ def test_steps_equal_eager(kind: dict, name: str, gaps: bool) -> None:
 @pytest.mark.parametrize("name", list(SOLVERS))
 def test_whole_solves_agree_in_status_and_cost(kind: dict, name: str) -> None:
     solver, method = SOLVERS[name]
-    here = case(**kind, rules=solver.rules)
+    here = case(**kind)
     _, us, _ = here.start(gaps=False, size=1.0)
     state = solver.init(here.problem, us.movedim(0, 1))
-    actual, *_ = here.program.iterate(state, 500, method, name == "on-state")
+    actual, *_ = here.program.iterate(state, 500, method, name == "on-state", solver.rules)
     while state.running:
         state = solver.step(here.problem, state)
     assert actual.status.tolist() == state.status.tolist()
@@ -317,7 +324,7 @@ def test_whole_solves_agree_in_status_and_cost(kind: dict, name: str) -> None:
 
 def test_a_lane_does_not_feel_its_neighbours_nor_threads() -> None:
     here = case("cartpole", 9, 25)
-    solver = DDP()
+    solver = HYBRID
     _, us, _ = here.start(gaps=False, size=3.0)
     state = solver.init(here.problem, us.movedim(0, 1))
     whole, *_ = here.program.iterate(state, 40, 1)
@@ -336,7 +343,7 @@ def test_a_lane_does_not_feel_its_neighbours_nor_threads() -> None:
 def test_problems_that_stopped_are_left_as_they_are() -> None:
     here = case("rich", 5)
     _, us, _ = here.start(gaps=False)
-    state = DDP().init(here.problem, us.movedim(0, 1))
+    state = HYBRID.init(here.problem, us.movedim(0, 1))
     status = torch.tensor([-1, 2, -1, 5, 0])
     after, rows, taken, _ = here.program.iterate(state._replace(status=status), 2, 1)
     stopped = status >= 0
@@ -352,7 +359,7 @@ def test_an_indefinite_gauss_newton_model_is_handed_back_untouched(single: bool)
     """A negative damping makes it so; the second-order model drops its terms first."""
     here = case("rich", 1 if single else 5, single=single)
     _, us, _ = here.start(gaps=False)
-    state = DDP().init(here.problem, us.movedim(0, 1))
+    state = HYBRID.init(here.problem, us.movedim(0, 1))
     damping = state.damping.clone()
     damping[-1] = -50.0
     state = state._replace(damping=damping)
@@ -366,7 +373,7 @@ def test_an_indefinite_gauss_newton_model_is_handed_back_untouched(single: bool)
     assert int(after.status[-1]) == int(ocp.Status.RUNNING)
     full = state._replace(second_order=torch.ones(B) > 0)
     after, _, taken, handed = here.program.iterate(full, 1, 1)
-    expected = DDP().step(here.problem, full)
+    expected = HYBRID.step(here.problem, full)
     assert not handed.any()
     states_equal(after, expected)
 
@@ -374,7 +381,7 @@ def test_an_indefinite_gauss_newton_model_is_handed_back_untouched(single: bool)
 def test_a_state_that_is_not_finite_ends_its_problem_alone() -> None:
     here = case("rich", 5)
     _, us, _ = here.start(gaps=False)
-    state = DDP().init(here.problem, us.movedim(0, 1))
+    state = HYBRID.init(here.problem, us.movedim(0, 1))
     clean, *_ = here.program.iterate(state, 3, 1)
     xs = state.xs.clone()
     xs[2, 1, 0] = torch.nan
@@ -387,18 +394,18 @@ def test_a_state_that_is_not_finite_ends_its_problem_alone() -> None:
 def test_single_precision_solves() -> None:
     here = case("rich", 9, dtype=torch.float32)
     _, us, _ = here.start(gaps=False)
-    state = DDP().init(here.problem, us.movedim(0, 1))
+    state = HYBRID.init(here.problem, us.movedim(0, 1))
     after, *_ = here.program.iterate(state, 100, 1)
     while state.running:
-        state = DDP().step(here.problem, state)
+        state = HYBRID.step(here.problem, state)
     close(after.cost, state.cost, 1e-5)
     assert (after.status >= 0).all()
 
 
-def test_replacing_rules_replaces_the_program() -> None:
-    assert case("rich", 5).program.info.trials == 12
-    strict = case("rich", 5, rules=replace(Rules(), max_iterations=1))
-    _, us, _ = strict.start(gaps=False, size=1.5)
-    state = DDP().init(strict.problem, us.movedim(0, 1))
-    after, *_ = strict.program.iterate(state, 10, 1)
+def test_rules_are_read_at_run_time() -> None:
+    here = case("rich", 5)
+    _, us, _ = here.start(gaps=False, size=1.5)
+    state = HYBRID.init(here.problem, us.movedim(0, 1))
+    after, *_ = here.program.iterate(state, 10, 1, rules=Rules(max_iterations=1))
     assert set(after.status.tolist()) == {int(ocp.Status.MAX_ITERATIONS)}
+    assert set(after.iterations.tolist()) == {1}
