@@ -1,7 +1,7 @@
 """Solve reference problems with known optima by every method, and print a table.
 
     python benchmarks/reference_cases.py CASES_DIR [--methods ddp,ilqr,...] [--cases a,b]
-                                         [--seconds S] [--out F]
+                                         [--seconds S] [--engine native] [--out F]
 
 CASES_DIR holds `cases.py` (problem definitions with a namespace argument) and `reference.json`
 (optima found by CasADi + IPOPT). Cases with path or terminal constraints are left out. A cost is
@@ -75,14 +75,18 @@ def verdict(cost: float, reference: dict[str, Any]) -> str:
     return "missed"
 
 
-def rows_of(
-    module: ModuleType, case: Any, reference: dict[str, Any], methods: list[str], limit: float
-) -> Any:
+def rows_of(module: ModuleType, case: Any, reference: dict[str, Any], options: Any) -> Any:
     problem = problem_of(module, case)
     controls = [torch.from_numpy(case.u0(k)) for k in range(case.N)]
-    for method in methods:
+    for method in options.methods.split(","):
         begin = time.process_time()
-        solution = ocp.solve(problem, method, controls=controls, time_limit=limit)
+        solution = ocp.solve(
+            problem,
+            method,
+            controls=controls,
+            time_limit=options.seconds,
+            engine=options.engine,
+        )
         seconds = time.process_time() - begin
         us = [u.numpy() for u in solution.controls]
         cost = float(case.rollout(us)[1])
@@ -107,6 +111,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(m for m in METHODS if m in ocp.METHODS))
     parser.add_argument("--cases", default="")
     parser.add_argument("--seconds", type=float, default=300.0, help="limit of one solve")
+    parser.add_argument("--engine", default="auto")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -117,8 +122,7 @@ def main() -> None:
         case = module.CASES[name]
         if case.path or case.term_eq or case.term_ineq:
             continue
-        methods = options.methods.split(",")
-        for row in rows_of(module, case, references[name], methods, options.seconds):
+        for row in rows_of(module, case, references[name], options):
             rows.append(row)
             print(
                 f"{row['case']:24s} {row['method']:9s} {row['status']:14s} {row['cost']:<16.10g} "

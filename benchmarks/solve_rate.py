@@ -1,7 +1,7 @@
 """Solve rate from random starts: how often the best known minimum is reached, at what cost.
 
     python benchmarks/solve_rate.py PEERS_DIR [--problems pendulum,...] [--count 200]
-                                    [--starts portfolio,default,zero] [--out F]
+                                    [--starts portfolio,default,zero] [--engine native] [--out F]
 
 PEERS_DIR holds `problems.py` (definitions on lists of scalars, initial states `rand_x0`) and
 `best_costs.json` (the best cost any peer found). A result counts when its cost is within 1 % of
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--problems", default="pendulum,cartpole,acrobot")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--starts", default="plain iLQR,portfolio,default")
+    parser.add_argument("--engine", default="auto")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -115,7 +116,7 @@ def main() -> None:
         problem = problem_of(peer, module.rand_x0(name, 200)[:count])
         for label, arguments in configurations(options.starts.split(",")).items():
             begin = time.process_time()
-            solution = ocp.solve(problem, **arguments)
+            solution = ocp.solve(problem, engine=options.engine, **arguments)
             seconds = time.process_time() - begin
             facts = judge(module, peer, solution, np.array(best[name][:count]))
             rows.append({"problem": name, "start": label, **facts, "seconds": seconds})

@@ -175,7 +175,7 @@ def decide_graph(trials: int, dtype: torch.dtype) -> tuple[Graph, list[int]]:
     def outcome(*fields: Tensor) -> Sequence[Tensor]:
         step_sizes = 0.5 ** torch.arange(trials, dtype=dtype)
         record, limits = fields[: len(Record._fields)], fields[len(Record._fields) :]
-        return decide_within(Record(*record), step_sizes, Limits(*limits))
+        return decide_within(Record(*record), step_sizes, Limits(*limits))  # type: ignore[arg-type]
 
     graph, parts = trace_numbers(outcome, examples(trials, dtype), CREATED * LIMIT)
     return graph, [graph.as_number(i) for part in parts for i in part.tolist()]

@@ -1,0 +1,198 @@
+"""The native engine: a problem's functions as one compiled program. Same answers as `Eager`."""
+
+from __future__ import annotations
+
+from ctypes import addressof, byref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocp.engines.base import Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
+from ocp.engines.eager import Eager
+from ocp.engines.native import abi
+from ocp.engines.native.compiled import Compiled
+from ocp.problem import Problem, Stages
+
+INT = torch.int64
+
+
+class Native(Eager):
+    """Calls the compiled program of a problem on the CPU; one object a problem and its data."""
+
+    name = "native"
+
+    def __init__(self, problem: Problem, compiled: Compiled) -> None:
+        super().__init__(problem)
+        self.library, self.info = compiled.library, compiled.info
+        T, B = problem.horizon, problem.batch
+        # Arrays whose addresses `data` holds: they live as long as it does.
+        numbers = compiled.program.shared(problem), compiled.program.per_problem(problem)
+        bounds = (None if b is None else dense(b)[:, 0] for b in (problem.lower, problem.upper))
+        self.held = tuple(map(optional, (*numbers, *bounds)))
+        threads = torch.get_num_threads()
+        columns = numbers[1].shape[-1]
+        self.data_block = abi.Data(T, B, columns, threads, *map(address, self.held))
+        self.work: Tensor | None = None
+        self.x0 = problem.x0.reshape(B, -1).contiguous()
+
+    # -- calls ---------------------------------------------------------------------------------
+    def call(self, entry: str, *arguments: Any) -> Any:
+        if self.work is None:
+            size = self.library.ocp_work_bytes(byref(self.data_block))
+            self.work = torch.empty(size, dtype=torch.uint8)
+            self.data_block.work = self.work.data_ptr()
+        ready = [address(a) if a is None or isinstance(a, Tensor) else a for a in arguments]
+        return getattr(self.library, entry)(addressof(self.data_block), *ready)
+
+    def new(self, *shape: int) -> Tensor:
+        return self.x0.new_empty(shape)
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        return self.problem.horizon, self.problem.batch, self.info.n, self.info.m
+
+    # -- the model along a trajectory ----------------------------------------------------------
+    def rollout(self, us: Stages) -> Stages:
+        T, B, n, _ = self.sizes
+        xs = self.new(T + 1, B, n)
+        self.call("ocp_rollout", self.x0, dense(us), xs)
+        return xs
+
+    def gaps(self, xs: Stages, us: Stages) -> Stages:
+        T, B, n, _ = self.sizes
+        gaps = self.new(T, B, n)
+        self.call("ocp_gaps", dense(xs), dense(us), gaps)
+        return gaps
+
+    def total_cost(self, xs: Stages, us: Stages) -> Tensor:
+        states = dense(xs)
+        cost = self.new(states.shape[1])
+        self.call("ocp_total_cost", states.shape[1], states, dense(us), cost)
+        return cost
+
+    def expand(self, xs: Stages, us: Stages) -> Expansion:
+        T, B, n, m = self.sizes
+        d = n + m
+        parts = self.new(T, B, n, d), self.new(T, B, d), self.new(T, B, d, d)
+        ends = self.new(B, n), self.new(B, n, n)
+        self.call("ocp_expand", dense(xs), dense(us), *parts, *ends)
+        return Expansion(*parts, *ends, (n,) * (T + 1))
+
+    def curvature(self, xs: Stages, us: Stages) -> SecondOrder:
+        """Contracted within the compiled sweep; the callable itself is the eager one."""
+
+        def contract(t: int, v: Tensor) -> Tensor:
+            return super(Native, self).curvature(xs, us)(t, v)
+
+        return SecondOrder(contract, xs, us)
+
+    def curvature_along(self, xs: Stages, us: Stages, ps: Stages) -> SecondOrder:
+        T, B, n, m = self.sizes
+        table = self.new(T, B, n + m, n + m)
+        self.call("ocp_contracted", dense(xs), dense(us), dense(ps)[1:].contiguous(), table)
+        return SecondOrder(lambda t, _: table[t], xs, us, table=table)
+
+    # -- sweeps --------------------------------------------------------------------------------
+    def costates(self, expansion: Expansion) -> tuple[Stages, Stages]:
+        T, B, n, m = self.sizes
+        ps, hus = self.new(T + 1, B, n), self.new(T, B, m)
+        given = map(dense, (expansion.fz, expansion.lz, expansion.phix))
+        self.call("ocp_costates", *given, ps, hus)
+        return ps, hus
+
+    def linear_rollout(
+        self, expansion: Expansion, policy: Policy, gaps: Stages | None
+    ) -> tuple[Stages, Stages]:
+        T, B, n, m = self.sizes
+        dxs, dus = self.new(T + 1, B, n), self.new(T, B, m)
+        parts = [optional(v) for v in (policy.k, policy.K, gaps)]
+        self.call("ocp_linear_rollout", dense(expansion.fz), *parts, dxs, dus)
+        return dxs, dus
+
+    def sweep(
+        self,
+        expansion: Expansion,
+        us: Stages,
+        gaps: Stages | None,
+        damping: Tensor,
+        curvature: Any,
+        on_state: bool = False,
+    ) -> Sweep:
+        if curvature is not None and not isinstance(curvature, SecondOrder):
+            return super().sweep(expansion, us, gaps, damping, curvature, on_state)
+        T, B, n, m = self.sizes
+        given = [dense(v) for v in expansion[:5]]
+        full = table = states = None
+        if curvature is not None:
+            every = torch.ones(B, dtype=INT)
+            full = every if curvature.full is None else curvature.full.to(INT)
+            table, states = optional(curvature.table), dense(curvature.xs)
+        k, K = self.new(T, B, m), self.new(T, B, m, n)
+        vx, vxx = self.new(T + 1, B, n), self.new(T + 1, B, n, n)
+        slope, bend, residual = self.new(3, B)
+        failed, finite = torch.empty(2, B, dtype=INT)
+        arrays = (*given, table, states, dense(us), optional(gaps), damping.contiguous(), full)
+        results = k, K, vx, vxx, slope, bend, residual, failed, finite
+        pointers = [*map(address, arrays), int(on_state), *map(address, results)]
+        request = abi.SweepCall(*pointers)  # a name: it has to outlive the call
+        self.call("ocp_sweep", addressof(request))
+        return Sweep(Policy(k, K), vx, vxx, slope, bend, residual, failed)
+
+    def follow(
+        self, xs: Stages, us: Stages, gaps: Stages | None, policy: Policy, step_sizes: Tensor
+    ) -> Trials:
+        T, B, n, m = self.sizes
+        A = step_sizes.shape[0]
+        given = dense(xs), dense(us), optional(gaps), dense(policy.k), optional(policy.K)
+        sizes = step_sizes.to(self.x0.dtype).contiguous()
+        out = self.new(T + 1, A, B, n), self.new(T, A, B, m), self.new(A, B)
+        pointers = [*map(address, (*given, sizes)), A, *map(address, out)]
+        request = abi.FollowCall(*pointers)
+        self.call("ocp_follow", addressof(request))
+        return Trials(*out)
+
+    # -- whole iterations ----------------------------------------------------------------------
+    def iterate(self, state: Any, recipe: Recipe, most: int) -> Any:
+        """The loop of iLQR and DDP in one call; the decisions are the compiled `decide`."""
+        if recipe.trials != self.info.trials:
+            return None
+        B = self.problem.batch
+        copies = [dense(v).clone() for v in (state.xs, state.us)]
+        gaps = None if state.gaps is None else dense(state.gaps).clone()
+        reals = torch.stack([getattr(state, k) for k in abi.REALS])
+        counts = torch.stack([getattr(state, k).to(INT) for k in abi.COUNTS])
+        rows = self.new(most, len(abi.ROWS), B)
+        limits = torch.tensor(recipe.limits, dtype=self.x0.dtype)
+        sizes = 0.5 ** torch.arange(recipe.trials, dtype=self.x0.dtype)
+        taken, handed = torch.empty(2, B, dtype=INT)
+        arrays = (*copies, gaps, reals, counts, rows, taken, handed, limits)
+        modes = recipe.second_order, int(recipe.on_state)
+        request = abi.Iterate(most, *modes, address(sizes), *map(address, arrays))
+        steps = self.call("ocp_iterate", addressof(request))
+        if steps == 0:
+            return None
+        block = dict(zip(abi.ROWS, rows[:steps].unbind(1), strict=True))
+        flags = {k: block[k] != 0 for k in ("second_order", "running")}
+        numbers = dict(zip(abi.REALS, reals.unbind(), strict=True))
+        numbers |= zip(abi.COUNTS, counts.unbind(), strict=True)
+        numbers["second_order"] = numbers["second_order"] != 0
+        if gaps is not None and not bool((numbers["gap"] > 0).any()):
+            gaps = None
+        xs, us = copies
+        rows_now = (*state.rows, {**block, **flags})
+        return state._replace(xs=xs, us=us, gaps=gaps, rows=rows_now, **numbers)
+
+
+def address(value: Tensor | None) -> int:
+    """0 for an optional array that is missing."""
+    return 0 if value is None else value.data_ptr()
+
+
+def dense(value: Stages) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value.contiguous()
+
+
+def optional(value: Stages | None) -> Tensor | None:
+    return None if value is None else dense(value)
