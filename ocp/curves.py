@@ -66,7 +66,10 @@ class Counter:
             self.begun = report.start_seconds
             self.note(report.start, report.start.sweeps)
         now = report.state.rows[-1]["running"][-1].to(torch.int64)
-        self.note(report.state, self.expansions[-1] + now)
+        before = self.expansions[-1]
+        if before.shape != now.shape:  # the best of a portfolio goes on alone
+            before = before.reshape(-1, now.shape[0]).sum(dim=0)
+        self.note(report.state, before + now)
 
     def note(self, state: State, expansions: Tensor) -> None:
         self.expansions.append(expansions)
@@ -92,7 +95,8 @@ def curve(problem: Problem, solution: Solution, counter: Counter) -> Curve:
     one = final.new_zeros(1, B)
     start = torch.as_tensor(solution.extra.get("start", 0), device=final.device).reshape(-1)
     winner = start.expand(B)[None]  # of a portfolio's members
-    made = [v.reshape(-1, B).gather(0, winner).to(one) for v in counter.iterations]
+    each_start = [v.reshape(-1, B) for v in counter.iterations]
+    made = [(v.gather(0, winner) if len(v) > 1 else v).to(one) for v in each_start]
     iterations = torch.cat(made or [one])
     append = steps == 0 or bool((iterations[-1] != iterations[-2]).any())
     last = slice(0, steps + append)

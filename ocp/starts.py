@@ -197,6 +197,7 @@ def default(problem: Problem, solver: Solver) -> Guess:
     return settle(interpolate(0.35), weight_continuation(), 15)(problem, solver)
 
 
+PATIENCE = 200  # iterations each start of several may take; the best then goes on alone
 PORTFOLIO: tuple[Start, ...] = (zero, interpolate(0.125), weight_continuation())
 
 
@@ -228,28 +229,51 @@ def solve_from(
 
     Iterations, roll-outs and sweeps of the result count all starts and what led to them.
     """
-    members = chosen(problem, starts)
+    members, best = chosen(problem, starts), None
     budget = Budget(time_limit)
     token = BUDGET.set(budget)
     try:
-        guesses = [start(problem, solver) for start in members]
-        many = problem.repeat(len(members)) if len(members) > 1 else problem
-        state, seconds = run(solver, many, joined(many, problem, solver, guesses), callback)
+        if len(members) > 1:
+            state, best, seconds = race(problem, solver, members, callback)
+        else:
+            state = begin(solver, problem, members[0](problem, solver))
+            state, seconds = run(solver, problem, state, callback)
     except KeyboardInterrupt:  # between two solves: what there is, is the simplest start
-        members, seconds = [zero], ()
-        state = begin(solver, problem, zero(problem, solver))
+        state, seconds = begin(solver, problem, zero(problem, solver)), ()
         state = state._replace(status=torch.full_like(state.status, int(Status.INTERRUPTED)))
     finally:
         BUDGET.reset(token)
-    best = cheapest(state, len(members), problem.batch, solver)
-    counts = {k: getattr(state, k).reshape(len(members), -1).sum(dim=0) for k in SPENT}
-    if len(members) > 1:
-        index = best * problem.batch + torch.arange(problem.batch, device=best.device)
-        state = take(state, index, problem, solver)
-    solution = solver.result(problem, state._replace(**counts))
+    solution = solver.result(problem, state)
     history = {**solution.history, "seconds": torch.tensor(seconds, dtype=torch.float64)}
-    extra = {"start": layout.batch_out(problem, best)} if len(members) > 1 else {}
+    extra = {} if best is None else {"start": layout.batch_out(problem, best)}
     return replace(solution, history=history, seconds=budget.seconds, extra=extra)
+
+
+def race(
+    problem: Problem, solver: Solver, members: list[Start], callback: Callback | None
+) -> tuple[State, Tensor, tuple[float, ...]]:
+    """All starts as one batch, `PATIENCE` iterations each at most; the cheapest goes on alone.
+
+    Returns:
+        The state of the cheapest, with the counts of all; which it is (B,); seconds after each
+        step.
+    """
+    limit = solver.rules.max_iterations
+    first = at_most(solver, min(limit, PATIENCE))
+    guesses = [start(problem, first) for start in members]
+    many = problem.repeat(len(members))
+    state, seconds = run(first, many, joined(many, problem, first, guesses), callback)
+    best = cheapest(state, len(members), problem.batch, solver)
+    every = {k: getattr(state, k).reshape(len(members), -1).sum(dim=0) for k in SPENT}
+    index = best * problem.batch + torch.arange(problem.batch, device=best.device)
+    state = take(state, index, problem, solver)
+    own = state.iterations
+    more = (state.status == Status.MAX_ITERATIONS) & (own < limit)
+    status = torch.where(more, int(Status.RUNNING), state.status)
+    state = state._replace(status=status, sweeps=every["sweeps"], rollouts=every["rollouts"])
+    state, later = run(solver, problem, state, callback)
+    state = state._replace(iterations=every["iterations"] + state.iterations - own)
+    return state, best, seconds + later
 
 
 def begin(solver: Solver, problem: Problem, guess: Guess) -> State:

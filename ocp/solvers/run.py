@@ -86,17 +86,17 @@ def run(
     time limit are seen between calls, and the seconds are divided evenly over their steps.
 
     Returns:
-        The last state, and the seconds since the solve began after each step.
+        The last state, and the seconds since the solve began after each step made here.
     """
     budget, seconds = BUDGET.get() or Budget(), list[float]()
-    begun = budget.seconds
+    begun, earlier = budget.seconds, steps_of(state)
     work = Working(solver, problem, state)
     most = 1 if callback or budget.time_limit is not None else first_chunk(problem)
     try:
         while work.part.running and budget.status is None:
             before = seconds[-1] if seconds else begun
             work.step(most)
-            made, now = steps_of(work.part) - len(seconds), budget.seconds
+            made, now = steps_of(work.part) - earlier - len(seconds), budget.seconds
             seconds += [before + (now - before) * (i + 1) / made for i in range(made)]
             if callback is None:
                 most = 2 * most if now - before < LONG else max(1, most // 2)
@@ -108,7 +108,7 @@ def run(
     if budget.status is not None:
         work.stop(budget.status)
     last = work.merged()
-    return last, tuple(seconds[: steps_of(last)])
+    return last, tuple(seconds[: steps_of(last) - earlier])
 
 
 def steps_of(state: State) -> int:
