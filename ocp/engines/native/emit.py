@@ -19,6 +19,7 @@ from ocp.engines.native.graph import Graph, TooLarge
 from ocp.engines.native.recorder import Recorder
 from ocp.engines.native.solves import expand_solves
 from ocp.engines.native.sources import Block, problem_numbers, shared_numbers
+from ocp.engines.native.surroundings import Surroundings
 from ocp.engines.native.trace import described, trace_numbers, trace_problem
 from ocp.engines.native.values import Untraceable
 from ocp.problem import Problem
@@ -59,6 +60,7 @@ class Program:
         par: sources of the shared numbers, in order of first use.
         dat: sources of the per-problem numbers.
         graph, outputs: the expressions behind the text, for checks.
+        surroundings: what the functions see; `stale` asks it.
     """
 
     text: str
@@ -67,6 +69,11 @@ class Program:
     dat: Block
     graph: Graph
     outputs: dict[str, list[Output]]
+    surroundings: Surroundings
+
+    def stale(self) -> str | None:
+        """A Python number that the functions see and that is not what it was: trace anew."""
+        return self.surroundings.changed()
 
     def shared(self, problem: Problem) -> Tensor:
         """Shared numbers as they are now: (P,). Raises `sources.Changed`."""
@@ -109,7 +116,8 @@ def model(problem: Problem, limit: int = LIMIT) -> Program:
     text = "struct Model {\n" + f"  static constexpr int n = {n}, m = {m};\n"
     for name, pieces in outputs.items():
         text += writer.function(name, SIGNATURES[name], pieces)
-    return Program(text + "};\n", nodes, par, dat, g, outputs)
+    recorder.surroundings.settle()
+    return Program(text + "};\n", nodes, par, dat, g, outputs, recorder.surroundings)
 
 
 SIGNATURES = {

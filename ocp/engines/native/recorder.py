@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ocp.engines.native import sources
-from ocp.engines.native.array_ops import HANDLERS
 from ocp.engines.native.graph import Graph, Leaf
 from ocp.engines.native.lookup import by_selection, by_stage
 from ocp.engines.native.ops import (
@@ -26,6 +25,8 @@ from ocp.engines.native.ops import (
     each,
 )
 from ocp.engines.native.sources import Block, Source
+from ocp.engines.native.surroundings import Surroundings
+from ocp.engines.native.translations import HANDLERS
 from ocp.engines.native.values import (
     SHARED,
     STAGE,
@@ -67,6 +68,8 @@ class Recorder:
         problem: Problem | None = None,
     ) -> None:
         self.problem = problem
+        functions = {} if problem is None else {"dynamics": problem.dynamics, "cost": problem.cost}
+        self.surroundings = Surroundings(functions)
         self.dtype, self.stages, self.describe = dtype, stages, describe
         self.graph = Graph(np.float64 if dtype == torch.float64 else np.float32, limit)
         self.shared, self.data = Block(), Block()
@@ -93,7 +96,7 @@ class Recorder:
     def closed_over(self, tensor: Tensor, name: str) -> Source:
         """The source of a tensor of the user's own, one however often it is met."""
         if id(tensor) not in self._closures:
-            self._closures[id(tensor)] = tensor, sources.fixed(name, tensor)
+            self._closures[id(tensor)] = tensor, sources.visible(name, tensor, self.surroundings)
         return self._closures[id(tensor)][1]
 
     def _t(self) -> Value:
@@ -367,45 +370,3 @@ class Recorder:
         ):
             raise self.refuse(value, "an integer beyond what the program's numbers hold")
         return each(lambda a: self.graph.number(float(a)), array)
-
-    # -- the translation against PyTorch -------------------------------------------------------
-    def check(self, values: Iterable[Value]) -> None:
-        """Every translated number against the one PyTorch computed at the trace point.
-
-        Raises:
-            Untraceable: one differs: the operation's translation is wrong for these arguments.
-        """
-        own = [v for v in values if v.translated and v.tensor.is_floating_point()]
-        roots = sorted({a for v in own if v.ids is not None for a in v.ids.reshape(-1).tolist()})
-        computed = dict(zip(roots, self.graph.evaluate(roots, self._leaf_values()), strict=True))
-        tolerance = torch.finfo(self.dtype).eps ** 0.5
-        for value in own:
-            assert value.ids is not None and value.recipe is not None
-            ours = np.array([computed[a] for a in value.ids.reshape(-1).tolist()], dtype=np.float64)
-            theirs = value.tensor.detach().cpu().double().reshape(-1).numpy()
-            inputs = [v.tensor for v in leaves_of(value.recipe[1:3], Value)]
-            sizes = [
-                t.detach().double().abs().nan_to_num(0, 0, 0).max() for t in inputs if t.numel()
-            ]
-            scale = max([1.0, *(float(s) for s in sizes)])
-            if not np.allclose(
-                ours, theirs, rtol=tolerance, atol=tolerance * scale, equal_nan=True
-            ):
-                raise self.refuse(value, "its translation disagrees with PyTorch")
-
-    def _leaf_values(self) -> Callable[[Leaf], float]:
-        """Of the leaves at the trace point, which is at the last stage."""
-        flats: dict[tuple[str, int], Any] = {}
-
-        def value(leaf: Leaf) -> float:
-            if leaf[0] not in ("par", "dat"):
-                return self.arguments[leaf]
-            kind, k, offset, stride = leaf
-            if (kind, k) not in flats:
-                assert self.problem is not None
-                block = self.data if kind == "dat" else self.shared
-                flat = block.sources[k].flat(self.problem)
-                flats[kind, k] = flat.reshape(-1) if kind == "par" else flat[0]
-            return float(flats[kind, k][offset + stride * (self.stages - 1)])
-
-        return value

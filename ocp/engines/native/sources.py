@@ -7,13 +7,14 @@ changing a value never compiles anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ocp.engines.native.surroundings import Surroundings, follow
 from ocp.problem import Problem
 
 
@@ -52,14 +53,14 @@ class Source:
         Raises:
             Changed: the tensor is of another shape or kind than it was.
         """
-        value = self.read(problem).detach()
-        got = tuple(value.shape[1:] if self.per_problem else value.shape)
+        value = self.read(problem)
+        got = value.shape[1:] if self.per_problem else value.shape
         if got != self.shape or value.dtype != self.dtype:
             raise Changed(
-                f"{self.name} is {got} {value.dtype} now, the program was made for {self.shape} "
-                f"{self.dtype}."
+                f"{self.name} is {tuple(got)} {value.dtype} now, the program was made for "
+                f"{self.shape} {self.dtype}."
             )
-        return value.reshape(value.shape[0], -1) if self.per_problem else value.reshape(-1)
+        return value.reshape(len(value), -1) if self.per_problem else value.reshape(-1)
 
 
 def parameter(name: str, value: Tensor) -> Source:
@@ -77,6 +78,27 @@ def per_problem(name: str, value: Tensor) -> Source:
 def fixed(name: str, value: Tensor) -> Source:
     """A tensor that functions close over: what is written into it later is seen."""
     return Source(name, tuple(value.shape), value.dtype, lambda problem: value)
+
+
+def visible(name: str, value: Tensor, surroundings: Surroundings) -> Source:
+    """The same; where it is seen from the functions, another in its place is seen too.
+
+    Raises, when read, `Changed`: there is nothing any more, or no tensor.
+    """
+    path = surroundings.path(value)
+    if path is None:
+        return fixed(name, value)
+
+    def read(problem: Problem) -> Tensor:
+        try:
+            now = follow(surroundings.roots, path)
+        except (LookupError, AttributeError, ValueError, TypeError) as error:
+            raise Changed(f"{name} is not there any more: {error!r}.") from error
+        if not isinstance(now, Tensor):
+            raise Changed(f"{name} is a {type(now).__name__} now.")
+        return now
+
+    return Source(name, tuple(value.shape), value.dtype, read)
 
 
 def gathered(source: Source, offsets: np.ndarray) -> Source:
@@ -122,25 +144,26 @@ class Block:
         return [s.name for s in self.ordered()]
 
 
-@torch.no_grad()
 def shared_numbers(block: Block, problem: Problem) -> Tensor:
     """The flat vector (P,) of shared numbers now, in the problem's dtype.
 
     Raises:
         Changed: a tensor is of another shape or kind than when the program was made.
     """
-    x0 = problem.x0
-    parts = [s.flat(problem) for s in block.ordered()]
-    return joined(parts, x0, 0) if parts else x0.new_zeros(0)
+    return joined(block, problem, 0, (0,))
 
 
-@torch.no_grad()
 def problem_numbers(block: Block, problem: Problem) -> Tensor:
     """Per-problem numbers (B, K) now, in the problem's dtype. Raises as `shared_numbers`."""
+    return joined(block, problem, 1, (problem.batch, 0))
+
+
+def joined(block: Block, problem: Problem, dim: int, empty: tuple[int, ...]) -> Tensor:
+    """Read at every solve: no operation that is not needed."""
     x0 = problem.x0
-    parts = [s.flat(problem) for s in block.ordered()]
-    return joined(parts, x0, 1) if parts else x0.new_zeros((problem.batch, 0))
-
-
-def joined(parts: Sequence[Tensor], like: Tensor, dim: int) -> Tensor:
-    return torch.cat([p.to(like.device, like.dtype) for p in parts], dim=dim)
+    if not block.sources:
+        return x0.new_zeros(empty)
+    with torch.no_grad():
+        parts = [s.flat(problem) for s in block.ordered()]
+        same = all(p.dtype == x0.dtype and p.device == x0.device for p in parts)
+        return torch.cat(parts if same else [p.to(x0.device, x0.dtype) for p in parts], dim)

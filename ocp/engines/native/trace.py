@@ -28,6 +28,7 @@ from ocp.engines.native.graph import Graph, TooLarge
 from ocp.engines.native.ops import Ids
 from ocp.engines.native.recorder import Recorder
 from ocp.engines.native.values import SHARED, STAGE, STATE, Place, Untraceable, Value
+from ocp.engines.native.verify import check
 from ocp.problem import Problem
 from ocp.validation import trial_controls
 
@@ -216,7 +217,7 @@ def run(recorder: Recorder, inputs: Sequence[Value], function: Callable[..., Any
         line = described(raising_line(error.__traceback__))
         raise Untraceable("function", first_sentence(error), line) from error
     check_closures(tracer, inputs, function)
-    recorder.check(tracer.values.values())
+    check(recorder, tracer.values.values())
     return results
 
 
