@@ -46,7 +46,7 @@ def solve(
     states: Any = None,
     *,
     starts: Any = None,
-    engine: str = "auto",
+    engine: str | None = None,
     callback: Callback | None = None,
     time_limit: float | None = None,
     progress: bool | None = None,
@@ -63,7 +63,7 @@ def solve(
         starts: instead of these a start of `ocp.starts`, a list of them, an earlier solution, or
             "portfolio". With nothing given: `ocp.starts.default`, which is zero controls unless
             the problem states a goal.
-        engine: "auto" or "eager".
+        engine: "auto", "native" (compiled) or "eager"; None for that of the solver, or "auto".
         callback: called with a `Report` after each step; a true answer stops.
         time_limit: seconds.
         progress: a live line; None for one after half a second, in a terminal, if rich is there.
@@ -73,7 +73,8 @@ def solve(
         ValueError, TypeError: an argument is wrong; numerical trouble is a status instead.
         ImportError: progress is True and rich is missing.
     """
-    solver = make_solver(method, engine=engine, **options)
+    given_engine = {} if engine is None else {"engine": engine}
+    solver = make_solver(method, **given_engine, **options)
     if starts is None:
         given = controls is not None or states is not None
         starts = Guess(controls, states) if given else default

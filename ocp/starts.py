@@ -6,6 +6,7 @@ keeps, for each problem, the cheapest feasible result.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -94,7 +95,10 @@ class weight_continuation:  # noqa: N801
         )
         guess = zero(problem, solver)
         for weight in self.weights:
-            easier = problem.replace(cost=Weighted(problem, weight))
+            easier = problem.replace(
+                cost=weighted(problem.cost, problem.wants[1], problem.wants[2]),
+                parameters={**problem.parameters, WEIGHT: problem.x0.new_tensor(weight)},
+            )
             state = finish(loose, easier, begin(loose, easier, guess))
             spent = {k: getattr(state, k) for k in SPENT}
             guess = Guess(layout.stages_out(problem, state.us), **spent)
@@ -146,19 +150,37 @@ def at_most(solver: Solver, iterations: int) -> Solver:
     return replace(solver, rules=replace(solver.rules, max_iterations=iterations))
 
 
-@dataclass(frozen=True)
-class Weighted:
-    """The cost of a problem with the state's running part, ``l(x, 0, t)``, times a weight."""
+WEIGHT = "weight of weight_continuation"
 
-    problem: Problem
-    weight: float
+
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """A cost with the state's running part, ``l(x, 0, t)``, times the parameter `WEIGHT`."""
+
+    cost: Any
+    stage_wants: bool  # the parameters
+    terminal_wants: bool
 
     def stage(self, x: Tensor, u: Tensor, t: Any, p: Any) -> Tensor:
-        state_part = self.problem.l(x, torch.zeros_like(u), t, p)
-        return self.problem.l(x, u, t, p) + (self.weight - 1) * state_part
+        more = (p,) if self.stage_wants else ()
+        state_part = self.cost.stage(x, torch.zeros_like(u), t, *more)
+        return self.cost.stage(x, u, t, *more) + (p[WEIGHT] - 1) * state_part
 
     def terminal(self, x: Tensor, p: Any) -> Tensor:
-        return self.problem.phi(x, p)
+        return self.cost.terminal(x, *((p,) if self.terminal_wants else ()))
+
+
+_weighted: OrderedDict[int, Weighted] = OrderedDict()
+
+
+def weighted(cost: Any, stage_wants: bool, terminal_wants: bool) -> Weighted:
+    """The same object for the same cost: an engine that compiles finds its program by it."""
+    made = _weighted.get(id(cost))
+    if made is None or made.cost is not cost:
+        made = _weighted[id(cost)] = Weighted(cost, stage_wants, terminal_wants)
+        if len(_weighted) > 16:
+            _weighted.popitem(last=False)
+    return made
 
 
 @dataclass(frozen=True)

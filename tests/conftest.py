@@ -1,5 +1,12 @@
-"""Settings of the test suite: small tensors run fastest on one thread."""
+"""Settings of the test suite: small tensors run fastest on one thread.
+
+Tests use the eager engine, the reference, unless they name another: compiling a program for each
+of hundreds of tiny problems would take longer than they do.
+"""
+
+import os
 
 import torch
 
 torch.set_num_threads(1)
+os.environ["OCP_ENGINE"] = "eager"

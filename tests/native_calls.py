@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import native_model as texts
 import torch
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from ocp.engines import Expansion, Policy, Sweep, Trials
 from ocp.engines.native import abi, build, emit
 from ocp.solvers.decide import Rules
 from ocp.solvers.loop import State
-import native_model as texts
 
 I64 = torch.int64
 TRIALS = 12
@@ -177,7 +177,9 @@ class Program:
         arrays = (sizes, xs, us, gaps, reals, counts, rows, taken, handed, limits)
         call = abi.Iterate(steps, method, int(on_state), *map(address, arrays))
         most = self.call("ocp_iterate", addressof(call))
-        numbers = dict(zip(abi.REALS, reals)) | dict(zip(abi.COUNTS, counts))
+        numbers = dict(zip(abi.REALS, reals, strict=True)) | dict(
+            zip(abi.COUNTS, counts, strict=True)
+        )
         numbers["second_order"] = numbers["second_order"] != 0
-        history = [dict(zip(abi.ROWS, row)) for row in rows[:most]]
+        history = [dict(zip(abi.ROWS, row, strict=True)) for row in rows[:most]]
         return state._replace(xs=xs, us=us, gaps=gaps, **numbers), history, taken, handed

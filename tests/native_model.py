@@ -38,7 +38,8 @@ template <class V, int N> OCP_FN Jet<V, N> operator*(const Jet<V, N>& a, const J
   for (int i = 0; i < N; ++i) r.g[i] = a.v * b.g[i] + a.g[i] * b.v;
   for (int i = 0; i < N; ++i)
     for (int j = 0; j < N; ++j)
-      r.H[i * N + j] = a.v * b.H[i * N + j] + a.H[i * N + j] * b.v + a.g[i] * b.g[j] + a.g[j] * b.g[i];
+      r.H[i * N + j] = a.v * b.H[i * N + j] + a.H[i * N + j] * b.v + a.g[i] * b.g[j] +
+                       a.g[j] * b.g[i];
   return r;
 }
 template <class V, int N> OCP_FN Jet<V, N> operator*(double s, const Jet<V, N>& a) {
@@ -116,7 +117,7 @@ template <class Functions, int n_, int m_> struct Differentiated {
 """
 
 RICH = r"""
-struct RichFunctions {  // f_rich and RichCost of the module models; par = gain, reference; dat = mass
+struct RichFunctions {  // f_rich, RichCost of the module models; par = gain, reference; dat = mass
   template <class N, class C, class K>
   OCP_FN void f(const N* x, const N* u, const C& c, N* y, K k) {
     N force = u[0] * cos(x[1]) + 0.3 * (u[1] * u[1]);

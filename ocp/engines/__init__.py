@@ -1,5 +1,8 @@
 """Engines compute roll-outs, expansions and sweeps; solvers only ask for them."""
 
+import os
+import warnings
+
 from ocp.engines.base import Engine, Expansion, Policy, Sweep, Trials
 from ocp.engines.eager import Eager
 from ocp.problem import Problem
@@ -8,16 +11,37 @@ __all__ = ["Eager", "Engine", "Expansion", "Policy", "Sweep", "Trials", "make"]
 
 
 def make(problem: Problem, name: str = "auto") -> Engine:
-    """The engine called ``name``: "eager", "native", or "auto" for the default, which is eager.
+    """The engine called ``name``: "eager", "native" (compiled), or "auto".
+
+    "auto" is what the environment variable OCP_ENGINE says, or else native where the problem can
+    be compiled. Where it should be possible and is not, a warning says why, once for each reason.
 
     Raises:
         ValueError: there is no engine of that name, or it cannot do the problem: says why.
     """
-    if name == "native":
-        from ocp.engines.native.compiled import compiled_for
-        from ocp.engines.native.engine import Native
+    chosen = os.environ.get("OCP_ENGINE", "auto") if name == "auto" else name
+    if chosen not in ("auto", "eager", "native"):
+        raise ValueError(f"engine must be 'auto', 'eager' or 'native', got {chosen!r}.")
+    if chosen == "eager":
+        return Eager(problem)
+    from ocp.engines.native.compiled import Refused, unsupported
+    from ocp.engines.native.engine import make_native
 
-        return Native(problem, compiled_for(problem))
-    if name not in ("auto", "eager"):
-        raise ValueError(f"engine must be 'auto', 'eager' or 'native', got {name!r}.")
-    return Eager(problem)
+    if chosen == "auto" and unsupported(problem):
+        return Eager(problem)
+    try:
+        return make_native(problem)
+    except Refused as error:
+        if chosen == "native":
+            raise
+        warn_once(f"{problem.name or 'the problem'} is solved in eager PyTorch: {error}")
+        return Eager(problem)
+
+
+_warned: set[str] = set()
+
+
+def warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=3)

@@ -11,6 +11,7 @@ from torch.func import grad, jacrev, vmap
 
 from ocp.engines import riccati
 from ocp.engines.base import Curvature, Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
+from ocp.engines.indexing import ComputedIndices
 from ocp.problem import Problem, Stages
 from ocp.stages import each, earlier, later, pack
 
@@ -212,7 +213,7 @@ class Eager:
         rows = self._rows(x, u, *more)
         p, stage = self.data(rows[0].shape[0]), self.ts[t]
         dims = (0, 0, None, self._dims, *[0] * len(more))
-        return vmap(function, in_dims=dims)(rows[0], rows[1], stage, p, *rows[2:])
+        return batched(function, dims, None, rows[0], rows[1], stage, p, *rows[2:])
 
     def _over(self, function: Callable[..., Any], xs: Stages, us: Stages, *more: Stages) -> Any:
         """``function`` at all stages: one call where sizes agree, else one call a stage."""
@@ -241,9 +242,7 @@ class Eager:
         count = rows[0].shape[0]
         dims = (0, 0, 0, self._dims, *[0] * (len(rows) - 2))
         chunk = CHUNK if count > CHUNK else None
-        out = vmap(function, in_dims=dims, chunk_size=chunk)(
-            rows[0], rows[1], t, self.data(count), *rows[2:]
-        )
+        out = batched(function, dims, chunk, rows[0], rows[1], t, self.data(count), *rows[2:])
         if isinstance(out, tuple):
             return tuple(o.unflatten(0, (T, -1)) for o in out)
         return out.unflatten(0, (T, -1))
@@ -263,13 +262,27 @@ class Eager:
 
     def _end(self, function: Callable[..., Any], x: Tensor) -> Any:
         rows = x.reshape(x.shape[0] * self.problem.samples, -1)
-        return vmap(function, in_dims=(0, self._dims))(rows, self.data(rows.shape[0]))
+        return batched(function, (0, self._dims), None, rows, self.data(rows.shape[0]))
+
+
+def batched(function: Callable[..., Any], dims: Any, chunk: int | None, *args: Any) -> Any:
+    """``vmap``, with gradients enabled whatever the caller has: without them the derivative of
+    `torch.linalg.solve` is garbage (PyTorch 2.13)."""
+    with torch.enable_grad():
+        out = vmap(function, in_dims=dims, chunk_size=chunk)(*args)
+    return tuple(o.detach() for o in out) if isinstance(out, tuple) else out.detach()
 
 
 # -- derivatives of one sample, with z = (x, u) ------------------------------------------------
 def joint(function: Callable[..., Tensor], n: int, t: Any, p: Any) -> Callable[[Tensor], Tensor]:
-    """Of z alone: a transform wraps its arguments, and a wrapped t cannot index a tensor."""
-    return lambda z: function(z[:n], z[n:], t, p)
+    """Of z alone: a transform wraps its arguments, and a wrapped t cannot index a tensor. What is
+    computed from t is wrapped all the same."""
+
+    def of_z(z: Tensor) -> Tensor:
+        with ComputedIndices():
+            return function(z[:n], z[n:], t, p)
+
+    return of_z
 
 
 def jacobian(f: Callable[..., Tensor]) -> Callable[..., Tensor]:

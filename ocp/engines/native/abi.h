@@ -256,7 +256,7 @@ OCP_ENTRY ocp_contracted(const Data* data, const Real* xs, const Real* us, const
   each_block(*data, data->B, xs, us, [&](const Block& block, const Wide* x, const Wide* u) {
     Wide along[n], out[d * d];
     gather(v, n, block.row, along);
-    Model::f_contracted(x, u, block.c, along, out);
+    f_contracted(x, u, block.c, along, out);
     scatter(out, d * d, block.row, block.count, H);
   });
 }

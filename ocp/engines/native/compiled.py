@@ -30,21 +30,27 @@ class Compiled:
         program: text and sources of its numbers.
         library, info: the loaded library.
         functions: the user's, kept alive: programs are found by their identity.
-        captured: what these functions refer to, by identity; another object means another program.
     """
 
     program: emit.Program
     library: ctypes.CDLL
     info: abi.Info
     functions: tuple[Any, ...]
-    captured: tuple[Any, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Refusal:
+    """That there is no program; remembered like one."""
+
+    reason: str
+    functions: tuple[Any, ...]
 
 
 class Refused(ValueError):  # noqa: N818
     """A problem has no program; says why."""
 
 
-_known: OrderedDict[tuple[Any, ...], Compiled | str] = OrderedDict()
+_known: OrderedDict[tuple[Any, ...], Compiled | Refusal] = OrderedDict()
 
 
 def compiled_for(problem: Problem) -> Compiled:
@@ -55,22 +61,26 @@ def compiled_for(problem: Problem) -> Compiled:
     """
     if reason := unsupported(problem):
         raise Refused(reason)
-    key, captured = key_of(problem), captured_by(problem)
+    key = key_of(problem)
     found = _known.get(key)
-    if isinstance(found, Compiled) and not same(found.captured, captured):
-        found = None
-    if found is None:
+    if found is None or (isinstance(found, Compiled) and found.program.stale()):
+        functions = (problem.dynamics, problem.cost)
         try:
-            found = make(problem, captured)
+            found = make(problem, functions)
         except (Untraceable, build.BuildError, Refused) as error:
-            found = str(error)
+            found = Refusal(str(error), functions)
         _known[key] = found
         while len(_known) > KEPT:
             _known.popitem(last=False)
     _known.move_to_end(key)
-    if isinstance(found, str):
-        raise Refused(found)
+    if isinstance(found, Refusal):
+        raise Refused(found.reason)
     return found
+
+
+def forget(problem: Problem) -> None:
+    """Let the next `compiled_for` trace the problem anew."""
+    _known.pop(key_of(problem), None)
 
 
 def unsupported(problem: Problem) -> str:
@@ -88,7 +98,7 @@ def unsupported(problem: Problem) -> str:
     return ""
 
 
-def make(problem: Problem, captured: tuple[Any, ...]) -> Compiled:
+def make(problem: Problem, functions: tuple[Any, ...]) -> Compiled:
     program = emit.model(problem)
     dtype = problem.x0.dtype
     text = build.program(
@@ -99,8 +109,7 @@ def make(problem: Problem, captured: tuple[Any, ...]) -> Compiled:
         bounds=problem.lower is not None,
     )
     library = build.load(text)
-    functions = (problem.dynamics, problem.cost)
-    made = Compiled(program, library, abi.declare(library), functions, captured)
+    made = Compiled(program, library, abi.declare(library), functions)
     check(problem, made)
     return made
 
@@ -128,66 +137,6 @@ def key_of(problem: Problem) -> tuple[Any, ...]:
         problem.lower is not None,
         shapes(problem.parameters, 0),
         shapes(problem.per_problem, 1),
-    )
-
-
-def captured_by(problem: Problem) -> tuple[Any, ...]:
-    """Objects the functions refer to: closures, globals, defaults, attributes.
-
-    A program has Python numbers as constants and reads tensors at run time; either is seen to
-    change when the function refers to another object.
-    """
-    found: list[Any] = []
-    collect(problem.dynamics, found, set())
-    collect(problem.cost, found, set())
-    return tuple(found)
-
-
-def collect(thing: Any, found: list[Any], seen: set[int], depth: int = 4) -> None:
-    if id(thing) in seen or depth == 0:
-        return
-    seen.add(id(thing))
-    if isinstance(thing, (Tensor, str, int, float, complex, bool, type(None))):
-        found.append(thing)
-        return
-    parts: list[Any] = []
-    if isinstance(thing, functools.partial):
-        parts = [thing.func, *thing.args, *thing.keywords.values()]
-    elif hasattr(thing, "__func__"):  # a bound method
-        parts = [thing.__func__, thing.__self__]
-    elif hasattr(thing, "__code__"):
-        cells = [c.cell_contents for c in thing.__closure__ or () if filled(c)]
-        names = thing.__code__.co_names
-        globals_ = [thing.__globals__[n] for n in names if n in thing.__globals__]
-        parts = [*cells, *(thing.__defaults__ or ()), *globals_]
-    elif isinstance(thing, (list, tuple)):
-        parts = list(thing)
-    elif isinstance(thing, dict):
-        parts = list(thing.values())
-    elif hasattr(thing, "__dict__") and not isinstance(thing, type) and not is_module(thing):
-        parts = list(vars(thing).values())
-    for part in parts:
-        collect(part, found, seen, depth if isinstance(thing, (list, tuple, dict)) else depth - 1)
-    found.append(type(thing))
-
-
-def filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:  # a name that has no value yet
-        return False
-
-
-def is_module(thing: Any) -> bool:
-    return type(thing).__name__ == "module"
-
-
-def same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
-    """Tensors by identity, what else there is by value."""
-    if len(before) != len(now):
-        return False
-    return all(
-        a is b or (not isinstance(a, Tensor) and a == b) for a, b in zip(before, now, strict=True)
     )
 
 

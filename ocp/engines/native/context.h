@@ -30,26 +30,31 @@ template <class V> struct Context {
 
   inline V t() const {
     V value;
+    OCP_UNROLL
     for (int l = 0; l < lanes; ++l) set(value, l, Real(stage[l]));
     return value;
   }
   inline V par(int i) const { return V(shared[i]); }
   inline V dat(int i) const {
     V value;
+    OCP_UNROLL
     for (int l = 0; l < lanes; ++l) set(value, l, row[l][i]);
     return value;
   }
   inline V par_at(int i, int stride) const {
     V value;
+    OCP_UNROLL
     for (int l = 0; l < lanes; ++l) set(value, l, shared[i + stride * stage[l]]);
     return value;
   }
   inline V dat_at(int i, int stride) const {
     V value;
+    OCP_UNROLL
     for (int l = 0; l < lanes; ++l) set(value, l, row[l][i + stride * stage[l]]);
     return value;
   }
   inline void at(Int t) {
+    OCP_UNROLL
     for (int l = 0; l < lanes; ++l) stage[l] = int(t);
   }
 };
@@ -67,6 +72,7 @@ template <class V> OCP_FN Context<V> context_of(const Data& data, const Int* ind
 // W rows of `width` numbers, row[l] in lane l.
 template <class V> OCP_FN void gather(const Real* array, Int width, const Int* row, V* values) {
   for (Int j = 0; j < width; ++j)
+    OCP_UNROLL
     for (int l = 0; l < Of<V>::lanes; ++l) set(values[j], l, array[row[l] * width + j]);
 }
 // The first `count` lanes back.

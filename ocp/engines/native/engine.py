@@ -11,7 +11,8 @@ from torch import Tensor
 from ocp.engines.base import Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
 from ocp.engines.eager import Eager
 from ocp.engines.native import abi
-from ocp.engines.native.compiled import Compiled
+from ocp.engines.native.compiled import Compiled, compiled_for, forget
+from ocp.engines.native.sources import Changed
 from ocp.problem import Problem, Stages
 
 INT = torch.int64
@@ -48,18 +49,27 @@ class Native(Eager):
     def new(self, *shape: int) -> Tensor:
         return self.x0.new_empty(shape)
 
+    def fits(self, us: Stages) -> bool:
+        """Whether it is (T, B, m). Trials of all step sizes side by side, or a direction for each
+        of them, which few methods have, are left to the eager engine."""
+        return isinstance(us, Tensor) and us.ndim == 3 and us.shape[1] == self.problem.batch
+
     @property
     def sizes(self) -> tuple[int, int, int, int]:
         return self.problem.horizon, self.problem.batch, self.info.n, self.info.m
 
     # -- the model along a trajectory ----------------------------------------------------------
     def rollout(self, us: Stages) -> Stages:
+        if not self.fits(us):
+            return super().rollout(us)
         T, B, n, _ = self.sizes
         xs = self.new(T + 1, B, n)
         self.call("ocp_rollout", self.x0, dense(us), xs)
         return xs
 
     def gaps(self, xs: Stages, us: Stages) -> Stages:
+        if not self.fits(us):
+            return super().gaps(xs, us)
         T, B, n, _ = self.sizes
         gaps = self.new(T, B, n)
         self.call("ocp_gaps", dense(xs), dense(us), gaps)
@@ -72,6 +82,8 @@ class Native(Eager):
         return cost
 
     def expand(self, xs: Stages, us: Stages) -> Expansion:
+        if not self.fits(us):
+            return super().expand(xs, us)
         T, B, n, m = self.sizes
         d = n + m
         parts = self.new(T, B, n, d), self.new(T, B, d), self.new(T, B, d, d)
@@ -88,6 +100,8 @@ class Native(Eager):
         return SecondOrder(contract, xs, us)
 
     def curvature_along(self, xs: Stages, us: Stages, ps: Stages) -> SecondOrder:
+        if not self.fits(us):
+            return super().curvature_along(xs, us, ps)
         T, B, n, m = self.sizes
         table = self.new(T, B, n + m, n + m)
         self.call("ocp_contracted", dense(xs), dense(us), dense(ps)[1:].contiguous(), table)
@@ -142,6 +156,8 @@ class Native(Eager):
     def follow(
         self, xs: Stages, us: Stages, gaps: Stages | None, policy: Policy, step_sizes: Tensor
     ) -> Trials:
+        if not self.fits(policy.k):
+            return super().follow(xs, us, gaps, policy, step_sizes)
         T, B, n, m = self.sizes
         A = step_sizes.shape[0]
         given = dense(xs), dense(us), optional(gaps), dense(policy.k), optional(policy.K)
@@ -182,6 +198,19 @@ class Native(Eager):
         xs, us = copies
         rows_now = (*state.rows, {**block, **flags})
         return state._replace(xs=xs, us=us, gaps=gaps, rows=rows_now, **numbers)
+
+
+def make_native(problem: Problem) -> Native:
+    """The engine of a problem.
+
+    Raises:
+        Refused: it cannot be compiled; says why.
+    """
+    try:
+        return Native(problem, compiled_for(problem))
+    except Changed:  # a tensor that the functions see has another shape: another program
+        forget(problem)
+        return Native(problem, compiled_for(problem))
 
 
 def address(value: Tensor | None) -> int:

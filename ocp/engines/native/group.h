@@ -4,6 +4,7 @@
 // packs over stages, and its line search rolls out W step sizes at once. Otherwise lanes are
 // problems throughout, and a stage is expanded when the sweep arrives at it.
 #pragma once
+#include "contracted.h"
 #include "rollout.h"
 #include "threads.h"
 
@@ -14,7 +15,6 @@
 namespace ocp {
 
 constexpr bool single = OCP_SINGLE;
-typedef Pack<Real, OCP_LANES> Wide;
 template <bool one> struct Either {
   typedef Real type;
 };
@@ -45,6 +45,7 @@ OCP_FN Block block_at(const Data& data, Int lines, Int first, Int samples) {
   Block block;
   block.count = int(samples - first < OCP_LANES ? samples - first : OCP_LANES);
   block.c.shared = data.par;
+  OCP_UNROLL
   for (int l = 0; l < OCP_LANES; ++l) {
     const Int row = first + (l < block.count ? l : block.count - 1);
     block.row[l] = row;
@@ -70,6 +71,7 @@ OCP_FN Real expand_over_time(const Data& data, const Real* xs, const Real* us, S
     }
   }
   Real sum = 0;
+  OCP_UNROLL
   for (int l = 0; l < OCP_LANES; ++l) sum += get(residue, l);
   return sum;
 }
@@ -153,13 +155,28 @@ template <class V> struct Group {
     if (given && given->table) {
       gather(given->table + t * data->B * d * d, d * d, rows, H);
     } else {
-#if OCP_SECOND_ORDER
-      c.at(t);
-      Model::f_contracted(x + t * n, u + t * m, c, v, H);
-#endif
+      contract(t, v, H);
     }
     for (int i = 0; i < d; ++i)
       for (int j = 0; j <= i; ++j) Q[tri(i, j)] += select(full, H[i * d + j], V(0));
+  }
+  // v . f_zz. A single problem fills all lanes with itself: as fast, and half the text to compile.
+  inline void contract(Int t, const V* v, V* H) {
+#if OCP_SECOND_ORDER
+    if constexpr (lanes == 1) {
+      const Int same[OCP_LANES] = {};
+      Context<Wide> wide = context_of<Wide>(*data, same);
+      Wide at_x[n], at_u[m], along[n], out[d * d];
+      for (int i = 0; i < n; ++i) at_x[i] = Wide(x[t * n + i]), along[i] = Wide(v[i]);
+      for (int i = 0; i < m; ++i) at_u[i] = Wide(u[t * m + i]);
+      wide.at(t);
+      f_contracted(at_x, at_u, wide, along, out);
+      for (int i = 0; i < d * d; ++i) H[i] = get(out[i], 0);
+    } else {
+      c.at(t);
+      f_contracted(x + t * n, u + t * m, c, v, H);
+    }
+#endif
   }
   inline void read_stage(Int t, Stage<V>& s) {
     V H[d * d];

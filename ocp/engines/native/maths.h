@@ -24,12 +24,14 @@ namespace ocp {
 #define OCP_LANEWISE(name)                                                                      \
   template <class S, int W> OCP_FN Pack<S, W> name(Pack<S, W> x) {                              \
     Pack<S, W> y;                                                                               \
+    OCP_UNROLL                                                                                  \
     for (int l = 0; l < W; ++l) y.v[l] = name(S(x.v[l]));                                       \
     return y;                                                                                   \
   }
 #define OCP_LANEWISE2(name)                                                                     \
   template <class S, int W> OCP_FN Pack<S, W> name(Pack<S, W> a, Pack<S, W> b) {                \
     Pack<S, W> y;                                                                               \
+    OCP_UNROLL                                                                                  \
     for (int l = 0; l < W; ++l) y.v[l] = name(S(a.v[l]), S(b.v[l]));                            \
     return y;                                                                                   \
   }

@@ -178,6 +178,7 @@ template <class S, int W> OCP_FN bool any(PackMask<S, W> mask) {
     return __builtin_ia32_movmskps256((typename Pack<S, W>::Vector)mask.v) != 0;
 #endif
   typename Of<S>::Word word = 0;
+  OCP_UNROLL
   for (int l = 0; l < W; ++l) word |= mask.v[l];
   return word != 0;
 }

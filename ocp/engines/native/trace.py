@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import EllipsisType, FrameType, TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch.func import functionalize
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ocp.engines.indexing import computed_picks, pick
 from ocp.engines.native import sources
 from ocp.engines.native.graph import Graph, TooLarge
 from ocp.engines.native.ops import Ids
@@ -87,41 +88,15 @@ class Watch(TorchFunctionMode):
         if name == "__get__" and getattr(func, "__self__", None) is Tensor.data:
             return args[0].detach()  # the same, seen by the dispatcher
         if name == "__getitem__" and (picks := computed_picks(args[1])):
-            return self._pick(args[0], args[1], picks)
+            picked = pick(args[0], args[1], picks)
+            if picked is None:
+                raise self.tracer.refused("index", "a computed integer among other arrays")
+            return picked
         before, self.tracer.detaching = self.tracer.detaching, name in DETACH
         try:
             return func(*args, **(kwargs or {}))
         finally:
             self.tracer.detaching = before
-
-    def _pick(self, tensor: Tensor, index: Any, picks: list[int]) -> Tensor:
-        """``tensor[..., i, ...]``: torch asks a 0-dim i for its value, but not a 1-dim one."""
-        items = index if isinstance(index, tuple) else (index,)
-        if any(not isinstance(i, int | slice | None | EllipsisType | Tensor) for i in items) or any(
-            isinstance(i, Tensor) and k not in picks for k, i in enumerate(items)
-        ):
-            raise self.tracer.refused("index", "a computed integer among other arrays")
-        rest = tensor[tuple(slice(None) if k in picks else i for k, i in enumerate(items))]
-        used = sum(i is not None and i is not Ellipsis for i in items)
-        axis, axes = 0, {}
-        for k, item in enumerate(items):
-            axes[k] = axis
-            integer = isinstance(item, int) and not isinstance(item, bool)
-            axis += tensor.ndim - used if item is Ellipsis else 0 if integer else 1
-        for k in reversed(picks):
-            whole = (slice(None),) * axes[k]
-            rest = rest[(*whole, items[k].reshape(1))].squeeze(axes[k])
-        return rest
-
-
-def computed_picks(index: Any) -> list[int]:
-    """Which items of an index are 0-dim integer tensors."""
-    items = index if isinstance(index, tuple) else (index,)
-    return [
-        k
-        for k, i in enumerate(items)
-        if isinstance(i, Tensor) and i.ndim == 0 and i.dtype in INTEGERS
-    ]
 
 
 class Tracer(TorchDispatchMode):

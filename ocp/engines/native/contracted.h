@@ -1,0 +1,20 @@
+// The second-order terms v . f_zz, apart from the rest.
+//
+// They are half of what there is to compile: with OCP_PART 1 a unit has nothing else, with 2 all
+// the rest, so that both compile at the same time; without it, one unit has both.
+#pragma once
+#include "sweep.h"
+
+namespace ocp {
+
+typedef Pack<Real, OCP_LANES> Wide;  // as many numbers as the machine computes at once
+
+void f_contracted(const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H);
+
+#if OCP_SECOND_ORDER && (!defined(OCP_PART) || OCP_PART == 1)
+void f_contracted(const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H) {
+  Model::f_contracted(x, u, c, v, H);
+}
+#endif
+
+}  // namespace ocp

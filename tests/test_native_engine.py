@@ -1,0 +1,174 @@
+"""The native engine against the eager one: steps, solves, and when it steps aside."""
+
+import pytest
+import torch
+from models import cartpoles, rich
+from references import close
+from swing import swing
+
+import ocp
+from ocp import Status, engines
+from ocp.engines.native import build
+from ocp.engines.native.compiled import Refused, compiled_for
+from ocp.problems.registry import REGISTRY
+
+try:
+    build.compiler()
+except build.BuildError as error:
+    pytest.skip(f"no C++ compiler: {error}", allow_module_level=True)
+
+F64 = torch.float64
+QUICK = ("pendulum", "car_parking", "van_der_pol_bounded")
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in REGISTRY if name not in QUICK]
+
+
+def pair(method, **options):
+    return [ocp.make_solver(method, engine=name, **options) for name in ("eager", "native")]
+
+
+def same_state(a, b, tolerance=1e-9):
+    close(b.xs, a.xs, tolerance)
+    close(b.us, a.us, tolerance)
+    for name in ("cost", "gap", "damping", "penalty", "residual"):
+        close(getattr(b, name), getattr(a, name), tolerance)
+    for name in ("status", "second_order", "weak", "iterations", "rollouts", "sweeps"):
+        assert getattr(a, name).tolist() == getattr(b, name).tolist(), name
+    for name, value in a.rows[-1].items():
+        close(b.rows[-1][name][-1].to(F64), value[-1].to(F64), tolerance)
+
+
+@pytest.mark.parametrize("name", [*QUICK, *OTHERS])
+@pytest.mark.parametrize("method", ["ilqr", "ddp", "newton", "pmp"])
+def test_steps_equal_the_eager_ones(name, method):
+    problem = REGISTRY[name].factory()
+    options = {"second_order": "always"} if method == "ddp" else {}
+    eager, native = pair(method, **options)
+    g = torch.Generator().manual_seed(0)
+    us = 0.1 * torch.randn(problem.horizon, problem.control_dims[0], generator=g, dtype=F64)
+    state = eager.init(problem, us)
+    for _ in range(3):
+        other = native.step(problem, state._replace(engine=engines.make(problem, "native")))
+        state = eager.step(problem, state)
+        same_state(state, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("method", ["ilqr", "ddp", "newton", "pmp", "emsa", "indirect"])
+def test_solves_of_a_batch_with_data_equal_the_eager_ones(method, dtype):
+    base = rich(batch=5)
+    problem = base.replace(
+        x0=base.x0.to(dtype),
+        parameters={k: v.to(dtype) for k, v in base.parameters.items()},
+        per_problem={k: v.to(dtype) for k, v in base.per_problem.items()},
+    )
+    eager, native = (ocp.solve(problem, s) for s in pair(method, max_iterations=60))
+    assert native.engine == "native" and eager.engine == "eager"
+    assert native.status == eager.status
+    close(native.cost, eager.cost, 1e-9 if dtype == F64 else 1e-5)
+    if dtype == F64:
+        close(native.controls, eager.controls, 1e-7)
+        assert native.iterations.tolist() == eager.iterations.tolist()
+
+
+def test_a_guess_of_states_and_bounds_equal_the_eager_ones():
+    problem = cartpoles(3, horizon=10, spread=0.5).replace(control_bounds=([-1.0], [1.0]))
+    states = torch.zeros(3, 11, 4, dtype=F64) + problem.x0[:, None] * 0.5
+    states[:, 0] = problem.x0
+    eager, native = (ocp.solve(problem, s, states=states) for s in pair("ddp"))
+    assert native.status == eager.status and float(native.gap.max()) < 1e-12
+    assert native.iterations.tolist() == eager.iterations.tolist()
+    close(native.controls, eager.controls, 1e-8)
+
+
+def test_one_problem_of_a_batch_does_not_depend_on_the_others():
+    problem = cartpoles(9, horizon=12)
+    together = ocp.solve(problem, engine="native")
+    for b in (0, 4, 8):
+        alone = ocp.solve(
+            problem.replace(
+                x0=problem.x0[b : b + 1],
+                per_problem={k: v[b : b + 1] for k, v in problem.per_problem.items()},
+            ),
+            engine="native",
+        )
+        assert together.status[b] == alone.status[0]
+        close(together.cost[b], alone.cost[0], 1e-10)
+
+
+def test_new_values_need_no_new_program_and_new_numbers_do():
+    goal, gain = torch.zeros(2, dtype=F64), [1.0]
+
+    class Cost:
+        def stage(self, x, u, t):
+            return 0.1 * (x - goal) @ (x - goal) + gain[0] * u @ u
+
+        def terminal(self, x):
+            return (x - goal) @ (x - goal)
+
+    f = lambda x, u, t: x + 0.1 * torch.sin(x) + torch.stack((u[0], u[0] * x[0]))
+    problem = ocp.Problem(f, Cost(), torch.ones(2, dtype=F64), 6, 1)
+    first = ocp.solve(problem, engine="native")
+    program = compiled_for(problem)
+    goal += 0.5
+    second = ocp.solve(problem, engine="native")
+    assert compiled_for(problem) is program
+    assert abs(float(first.cost - second.cost)) > 1e-3
+    close(second.cost, ocp.solve(problem, engine="eager").cost, 1e-10)
+    gain[0] = 3.0
+    third = ocp.solve(problem, engine="native")
+    assert compiled_for(problem) is not program
+    close(third.cost, ocp.solve(problem, engine="eager").cost, 1e-10)
+
+
+def test_callbacks_limits_and_interrupts_stop_between_calls():
+    problem, seen = swing(), []
+    stopped = ocp.solve(
+        problem, engine="native", callback=lambda r: seen.append(r) or len(seen) > 2
+    )
+    assert stopped.status == Status.INTERRUPTED and int(stopped.iterations) == 3 == len(seen)
+    few = ocp.solve(problem, engine="native", max_iterations=3)
+    assert few.status == Status.MAX_ITERATIONS and int(few.iterations) == 3
+    close(few.cost, stopped.cost, 1e-14)
+    late = ocp.solve(problem, engine="native", time_limit=0.0)
+    assert late.status == Status.TIME_LIMIT and int(late.iterations) == 1
+    whole = ocp.solve(problem, engine="native")
+    assert whole.history["seconds"].shape == whole.history["cost"].shape
+    assert bool((whole.history["seconds"].diff() >= 0).all())
+
+
+def test_a_diverging_member_harms_nobody():
+    problem = cartpoles(6, horizon=10)
+    sick = problem.replace(x0=problem.x0.index_fill(0, torch.tensor([2]), 1e200))
+    good, bad = (ocp.solve(p, engine="native") for p in (problem, sick))
+    rest = [0, 1, 3, 4, 5]
+    assert bad.status[2] == Status.NON_FINITE
+    assert [bad.status[b] for b in rest] == [good.status[b] for b in rest]
+    assert torch.equal(bad.controls[rest], good.controls[rest])
+
+
+def test_what_cannot_be_compiled_says_why_and_is_solved_eagerly(monkeypatch):
+    monkeypatch.setenv("OCP_ENGINE", "auto")
+    sort = lambda x, u, t: x.sort().values + u
+    problem = ocp.Problem(sort, ocp.FunctionCost(lambda x, u, t: u @ u, lambda x: x @ x),
+                          torch.ones(2, dtype=F64), 3, 2)  # fmt: skip
+    with pytest.warns(RuntimeWarning, match=r"eager PyTorch.*sort.*test_native_engine"):
+        solution = ocp.solve(problem)
+    assert solution.engine == "eager" and solution.converged
+    with pytest.raises(Refused, match="sort"):
+        ocp.solve(problem, engine="native")
+    stages = rich(batch=2).replace(shared_controls=True)
+    assert ocp.solve(stages, max_iterations=2).engine == "eager"
+    with pytest.raises(ValueError, match="shared"):
+        ocp.solve(stages, engine="native")
+
+
+def test_without_a_compiler_problems_are_solved_eagerly(monkeypatch, tmp_path):
+    monkeypatch.setenv("OCP_ENGINE", "auto")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(build, "find_spec", lambda name: None)
+    f = lambda x, u, t: x + u  # a function that no other test has compiled
+    problem = ocp.Problem(f, ocp.FunctionCost(lambda x, u, t: u @ u, lambda x: x @ x),
+                          torch.ones(1, dtype=F64), 3, 1)  # fmt: skip
+    with pytest.warns(RuntimeWarning, match="compiler"):
+        solution = ocp.solve(problem)
+    assert solution.engine == "eager" and solution.converged
