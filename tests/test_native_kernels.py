@@ -264,7 +264,7 @@ def test_derivatives_that_are_not_finite_are_told_per_problem() -> None:
     assert finite.tolist() == [1, 0, 1, 1, 1]
 
 
-# -- iterations --------------------------------------------------------------------------------------
+# -- iterations ------------------------------------------------------------------------------------
 HYBRID = DDP(engine="eager")
 SOLVERS = {
     "ilqr": (ILQR(engine="eager"), 0),

@@ -30,7 +30,8 @@ OCP_FN void each_block(const Data& data, Int lines, const Real* xs, const Real* 
 }
 
 // body(block, x) for the last states (L, n), W at a time.
-template <class Body> OCP_FN void each_end(const Data& data, Int lines, const Real* end, Body body) {
+template <class Body>
+OCP_FN void each_end(const Data& data, Int lines, const Real* end, Body body) {
   for (Int first = 0; first < lines; first += OCP_LANES) {
     Wide x[n];
     const Block block = block_at(data, lines, first, lines);
@@ -69,7 +70,8 @@ struct SweepCall {
 };
 
 template <class V>
-OCP_FN void sweep_group(const Data& data, const SweepCall& call, Group<V>& g, int count, Arena arena) {
+OCP_FN void sweep_group(
+    const Data& data, const SweepCall& call, Group<V>& g, int count, Arena arena) {
   const Int T = data.T, B = data.B;
   Pass<V> pass = {};
   pass.data = &data;
@@ -229,8 +231,8 @@ OCP_ENTRY ocp_gaps(const Data* data, const Real* xs, const Real* us, Real* gaps)
 }
 
 // fz (T, B, n, d), lz (T, B, d), lzz (T, B, d, d), phix (B, n), phixx (B, n, n).
-OCP_ENTRY ocp_expand(const Data* data, const Real* xs, const Real* us, Real* fz, Real* lz, Real* lzz,
-                     Real* phix, Real* phixx) {
+OCP_ENTRY ocp_expand(const Data* data, const Real* xs, const Real* us, Real* fz, Real* lz,
+                     Real* lzz, Real* phix, Real* phixx) {
   using namespace ocp;
   each_block(*data, data->B, xs, us, [&](const Block& block, const Wide* x, const Wide* u) {
     Stage<Wide> s;

@@ -9,17 +9,18 @@ namespace ocp {
 
 template <int m, class V> struct BoxQP {
   V x[m];
-  typename Mask<V>::type free[m];  // not held by a limit
+  MaskOf<V> free[m];  // not held by a limit
   Factor<m, V> factor;             // of H on the free components, of the identity on the others
-  typename Mask<V>::type definite;  // H is, on the free components, and x is optimal
+  MaskOf<V> definite;  // H is, on the free components, and x is optimal
 };
 
-template <class V> constexpr double epsilon = is_double<V> ? 2.220446049250313e-16 : 1.1920928955078125e-07;
+template <class V>
+constexpr double epsilon = is_double<V> ? 2.220446049250313e-16 : 1.1920928955078125e-07;
 
 // Gradient at x, who is free, and the factor there. Where every free component of the gradient is
 // rounding, or H is not definite, the search is over: returns that.
 template <int m, class V>
-OCP_FN typename Mask<V>::type box_state(
+OCP_FN MaskOf<V> box_state(
     const V* H, const V* g, const V* lo, const V* hi, BoxQP<m, V>& qp, V* slope) {
   V masked[tri_size(m)];
   auto flat = always<V>();
@@ -33,7 +34,8 @@ OCP_FN typename Mask<V>::type box_state(
       slope[i] += term;
       size += abs_(term);
     }
-    qp.free[i] = !(((qp.x[i] <= lo[i]) & (slope[i] > V(0))) | ((qp.x[i] >= hi[i]) & (slope[i] < V(0))));
+    auto held = ((qp.x[i] <= lo[i]) & (slope[i] > V(0))) | ((qp.x[i] >= hi[i]) & (slope[i] < V(0)));
+    qp.free[i] = !held;
     flat = flat & ((abs_(slope[i]) <= V(16 * epsilon<V>)*size) | !qp.free[i]);
   }
   OCP_UNROLL
@@ -50,7 +52,7 @@ OCP_FN typename Mask<V>::type box_state(
 // done stay; those without a decrease become done: optimal to rounding.
 template <int m, class V>
 OCP_FN void box_move(const V* H, const V* lo, const V* hi, const V* slope, const V* step,
-                     BoxQP<m, V>& qp, typename Mask<V>::type& done) {
+                     BoxQP<m, V>& qp, MaskOf<V>& done) {
   auto searching = !done;
   V x[m];
   for (int i = 0; i < m; ++i) x[i] = qp.x[i];

@@ -68,7 +68,7 @@ template <class V> OCP_FN Context<V> context_of(const Data& data, const Int* ind
   return c;
 }
 
-// -- rows of the caller's arrays and lanes --------------------------------------------------------
+// -- rows of the caller's arrays and lanes ------------------------------------------------------
 // W rows of `width` numbers, row[l] in lane l.
 template <class V> OCP_FN void gather(const Real* array, Int width, const Int* row, V* values) {
   for (Int j = 0; j < width; ++j)
@@ -83,7 +83,8 @@ OCP_FN void scatter(const V* values, Int width, const Int* row, int count, Real*
 }
 // The same for (stages, lines, width) and V [stages][width], where lane l is line[l].
 template <class V>
-OCP_FN void gather(const Real* array, Int stages, Int lines, Int width, const Int* line, V* values) {
+OCP_FN void gather(
+    const Real* array, Int stages, Int lines, Int width, const Int* line, V* values) {
   for (Int t = 0; t < stages; ++t)
     gather(array + t * lines * width, width, line, values + t * width);
 }
@@ -109,7 +110,7 @@ OCP_FN void scatter_lane(
       array[(t * lines + line) * width + j] = get(values[t * width + j], lane);
 }
 
-// -- work memory ----------------------------------------------------------------------------------
+// -- work memory --------------------------------------------------------------------------------
 // Hands out pieces of one block. Beginning at 0 it measures what will be needed.
 struct Arena {
   static constexpr uintptr_t alignment = 64;

@@ -33,7 +33,7 @@ struct Given {
   const Real* table;  // (T, B, d, d): second-order terms that are known ahead, or null
 };
 
-// -- packs over stages, or over any samples ---------------------------------------------------------
+// -- packs over stages, or over any samples -----------------------------------------------------
 // W consecutive samples s = t L + line of T stages and L lines; line is of problem line % B.
 struct Block {
   Int row[OCP_LANES];
@@ -56,7 +56,8 @@ OCP_FN Block block_at(const Data& data, Int lines, Int first, Int samples) {
 }
 
 // Stages of one problem; returns their residue.
-OCP_FN Real expand_over_time(const Data& data, const Real* xs, const Real* us, Stage<Real>* stages) {
+OCP_FN Real expand_over_time(
+    const Data& data, const Real* xs, const Real* us, Stage<Real>* stages) {
   Stage<Wide> s;
   Wide residue = Wide(0), x[n], u[m];
   for (Int first = 0; first < data.T; first += OCP_LANES) {
@@ -76,7 +77,7 @@ OCP_FN Real expand_over_time(const Data& data, const Real* xs, const Real* us, S
   return sum;
 }
 
-// -- a group ----------------------------------------------------------------------------------------
+// -- a group ------------------------------------------------------------------------------------
 template <class V> struct Group {
   static constexpr int lanes = Of<V>::lanes;
   const Data* data;
@@ -150,7 +151,7 @@ template <class V> struct Group {
     }
     return *stages;
   }
-  inline void curve(Int t, const V* v, typename Mask<V>::type full, V* Q) {
+  inline void curve(Int t, const V* v, MaskOf<V> full, V* Q) {
     V H[d * d];
     if (given && given->table) {
       gather(given->table + t * data->B * d * d, d * d, rows, H);

@@ -9,13 +9,13 @@ constexpr int tri_size(int size) { return size * (size + 1) / 2; }
 // An entry of a symmetric matrix.
 constexpr int sym(int i, int j) { return i < j ? tri(j, i) : tri(i, j); }
 
-template <class V> OCP_FN typename Mask<V>::type always() { return V(0) == V(0); }
+template <class V> OCP_FN MaskOf<V> always() { return V(0) == V(0); }
 
 // A = L D L' with a unit lower L: no roots, one division a row.
 template <int m, class V> struct Factor {
   V L[tri_size(m)];
   V inverse[m];  // of D
-  typename Mask<V>::type definite;
+  MaskOf<V> definite;
 };
 
 // Where a pivot is not positive (or nan), `definite` is false and the rest means nothing.

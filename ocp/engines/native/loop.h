@@ -2,8 +2,8 @@
 //
 // `Decide`, generated from the function `decide` of the package, is asked before any roll-out and
 // after each one: its answer is the first step size that is good enough, whatever comes after it,
-// so that trials not made may be called refused. Needs Decide::inputs = 14 + 2 A + LIMITS for A step
-// sizes: the fields of `Record`, then those of `Limits`.
+// so that trials not made may be called refused. Needs Decide::inputs = 14 + 2 A + LIMITS for A
+// step sizes: the fields of `Record`, then those of `Limits`.
 #pragma once
 #include "group.h"
 
@@ -36,21 +36,22 @@ enum Column { ROW_COST, EXPECTED, DECREASE, STEP_SIZE, ROW_DAMPING, ROW_RESIDUAL
 enum Code { RUNNING = -1, CONVERGED = 0, NON_FINITE = 5 };  // of `Status`
 
 constexpr int LIMITS = 14, trials = (Decide::inputs - 14 - LIMITS) / 2;
-static_assert(Decide::inputs == 14 + 2 * trials + LIMITS && Decide::outputs == 12, "another Record");
+static_assert(Decide::inputs == 14 + 2 * trials + LIMITS && Decide::outputs == 12,
+              "another Record, Limits or Decision");
 enum In { IN_COST, IN_GAP, IN_SLOPE, IN_CURVATURE, IN_RESIDUAL, IN_USABLE, IN_FINITE, IN_TRIAL_COST,
           IN_TRIAL_FINITE = 7 + trials, IN_START_COST = 7 + 2 * trials, IN_DAMPING, IN_PENALTY,
           IN_SECOND_ORDER, IN_WEAK, IN_STATUS, IN_ITERATIONS, IN_LIMITS };
 enum Out { CHOICE, ACCEPTED, OUT_STEP_SIZE, OUT_EXPECTED, OUT_DECREASE, OUT_DAMPING, OUT_PENALTY,
            OUT_SECOND_ORDER, OUT_WEAK, OUT_STATUS, OUT_ITERATIONS, OUT_ROLLOUTS };
 
-template <class V> OCP_FN V number(typename Mask<V>::type mask) { return select(mask, V(1), V(0)); }
+template <class V> OCP_FN V number(MaskOf<V> mask) { return select(mask, V(1), V(0)); }
 
-// -- problems in and out of lanes -------------------------------------------------------------------
+// -- problems in and out of lanes ---------------------------------------------------------------
 template <class V> struct Lanes {
   const Iterate* call;
   Group<V> group;
   V numbers[NUMBERS];
-  typename Mask<V>::type active;
+  MaskOf<V> active;
   Int left[Of<V>::lanes];   // steps that a lane may still take
 };
 
@@ -87,15 +88,15 @@ template <class V> OCP_FN void leave(Lanes<V>& w, int lane) {
   g.take(lane, -1);
 }
 
-// -- the direction ------------------------------------------------------------------------------------
+// -- the direction ------------------------------------------------------------------------------
 template <class V> struct Direction {
   Promise<V> promise;
-  typename Mask<V>::type finite, handed;
-  typename Mask<V>::type retried;  // took two passes
+  MaskOf<V> finite, handed;
+  MaskOf<V> retried;  // took two passes
   bool gaps;                       // some are open
 };
 
-template <class V> OCP_FN typename Mask<V>::type second_order(const Lanes<V>& w) {
+template <class V> OCP_FN MaskOf<V> second_order(const Lanes<V>& w) {
   if (!OCP_SECOND_ORDER || w.call->method == 0) return !always<V>();
   if (w.call->method == 2) return w.active;
   return w.active & (w.numbers[SECOND_ORDER] != V(0));
@@ -122,7 +123,7 @@ template <class V> OCP_FN Direction<V> direction(Lanes<V>& w) {
   return out;
 }
 
-// -- the line search ----------------------------------------------------------------------------------
+// -- the line search ----------------------------------------------------------------------------
 template <class V> OCP_FN void record(const Lanes<V>& w, const Direction<V>& to, V* in) {
   static constexpr int same[][2] = {
       {IN_COST, COST}, {IN_GAP, GAP}, {IN_START_COST, START_COST}, {IN_DAMPING, DAMPING},
@@ -151,7 +152,8 @@ template <class V> OCP_FN int roll_out(Lanes<V>& w, bool gaps, int j, V* in) {
     const Int same[OCP_LANES] = {};
     Wide a;
     for (int l = 0; l < OCP_LANES; ++l) set(a, l, sizes[j + (l < count ? l : count - 1)]);
-    const auto out = follow(*g.data, context_of<Wide>(*g.data, same), about, a, g.trial_x, g.trial_u);
+    const Context<Wide> c = context_of<Wide>(*g.data, same);
+    const auto out = follow(*g.data, c, about, a, g.trial_x, g.trial_u);
     for (int l = 0; l < count; ++l) {
       in[IN_TRIAL_COST + j + l] = get(out.cost, l);
       in[IN_TRIAL_FINITE + j + l] = Real(get(out.residue, l) == 0);
@@ -166,7 +168,7 @@ template <class V> OCP_FN int roll_out(Lanes<V>& w, bool gaps, int j, V* in) {
 }
 
 // The trajectory that was just rolled out becomes that of the lanes `mask`.
-template <class V> OCP_FN void accept(Lanes<V>& w, typename Mask<V>::type mask, int trial) {
+template <class V> OCP_FN void accept(Lanes<V>& w, MaskOf<V> mask, int trial) {
   Group<V>& g = w.group;
   const Int xs = (g.data->T + 1) * n, us = g.data->T * m;
   if constexpr (Of<V>::lanes == 1) {
@@ -185,31 +187,32 @@ template <class V> OCP_FN void accept(Lanes<V>& w, typename Mask<V>::type mask, 
 // Try step sizes until every problem has one or there are none left; `out` is the last decision.
 template <class V> OCP_FN void search(Lanes<V>& w, const Direction<V>& to, V* in, V* out) {
   record(w, to, in);
-  typename Mask<V>::type found = !always<V>();
+  MaskOf<V> found = !always<V>();
   int made = 0, count = 0;
   for (;;) {
     Decide::run(in, out);
-    const typename Mask<V>::type accepted = w.active & (out[ACCEPTED] != V(0));
-    const typename Mask<V>::type fresh = accepted & !found;
+    const MaskOf<V> accepted = w.active & (out[ACCEPTED] != V(0));
+    const MaskOf<V> fresh = accepted & !found;
     if (any(fresh)) accept(w, fresh, int(get(out[CHOICE], 0)) - (made - count));
     found = accepted;
-    const typename Mask<V>::type hopeless = (in[IN_USABLE] == V(0)) | (out[OUT_STATUS] == V(CONVERGED)) |
-                              (out[OUT_STATUS] == V(NON_FINITE));
+    const MaskOf<V> hopeless = (in[IN_USABLE] == V(0)) | (out[OUT_STATUS] == V(CONVERGED)) |
+                               (out[OUT_STATUS] == V(NON_FINITE));
     if (made == trials || !any(w.active & !found & !hopeless)) return;
     count = roll_out(w, to.gaps, made, in);
     made += count;
   }
 }
 
-// -- a step ---------------------------------------------------------------------------------------------
+// -- a step -------------------------------------------------------------------------------------
 OCP_FN void write_row(const Iterate& call, Int B, Int b, Int step, const Real* row) {
   for (int i = 0; i < ROW; ++i) call.rows[(step * ROW + i) * B + b] = row[i];
 }
 
 // State and history after a step, as `advance` of the loop.
-template <class V> OCP_FN void advance(Lanes<V>& w, const Direction<V>& to, const V* in, const V* out) {
+template <class V>
+OCP_FN void advance(Lanes<V>& w, const Direction<V>& to, const V* in, const V* out) {
   const Iterate& call = *w.call;
-  const typename Mask<V>::type moved = w.active & (out[ACCEPTED] != V(0));
+  const MaskOf<V> moved = w.active & (out[ACCEPTED] != V(0));
   const V a = select(moved, out[OUT_STEP_SIZE], V(0));
   for (int l = 0; l < lanes; ++l) {
     if (!get(w.active, l)) continue;

@@ -41,7 +41,7 @@ namespace ocp {
 typedef OCP_REAL Real;
 typedef long long Int;  // of the ABI: int64
 
-// -- what a V is made of ----------------------------------------------------------------------
+// -- what a V is made of ------------------------------------------------------------------------
 template <class V> struct Of;
 template <> struct Of<double> {
   typedef double Scalar;
@@ -62,6 +62,7 @@ template <> struct Of<float> {
 template <class V> struct Mask {
   typedef bool type;
 };
+template <class V> using MaskOf = typename Mask<V>::type;
 
 OCP_FN double select(bool mask, double a, double b) { return mask ? a : b; }
 OCP_FN float select(bool mask, float a, float b) { return mask ? a : b; }
@@ -94,13 +95,11 @@ template <class V> struct Bits {
   OCP_FN Words right(Words words, int count) {
     return (Words)((typename Of<V>::Unsigned)words >> count);
   }
-  OCP_FN typename Mask<V>::type nonzero(Words words) {
-    return typename Mask<V>::type{words != 0};
-  }
+  OCP_FN MaskOf<V> nonzero(Words words) { return MaskOf<V>{words != 0}; }
 };
 
 #if !OCP_CUDA
-// -- packs ------------------------------------------------------------------------------------
+// -- packs --------------------------------------------------------------------------------------
 template <class S, int W> struct Pack {
   typedef S Vector __attribute__((vector_size(W * sizeof(S))));
   typedef typename Of<S>::Word Words __attribute__((vector_size(W * sizeof(S))));

@@ -19,7 +19,8 @@ template <class V> struct Outcome {
 };
 
 template <class V, class E>
-OCP_FN void policy_control(const Nominal<E>& about, const Data& data, Int t, V a, const V* x, V* u) {
+OCP_FN void policy_control(
+    const Nominal<E>& about, const Data& data, Int t, V a, const V* x, V* u) {
   OCP_UNROLL
   for (int i = 0; i < m; ++i) u[i] = V(about.u[t * m + i]) + a * V(about.k[t * m + i]);
   if (about.K) {
@@ -39,7 +40,8 @@ OCP_FN void policy_control(const Nominal<E>& about, const Data& data, Int t, V a
 
 // Roll out ``u + a k + K (x' - x)`` into xs [T + 1][n] and us [T][m]; (1 - a) of the gaps stays.
 template <class V, class E>
-OCP_FN Outcome<V> follow(const Data& data, Context<V> c, const Nominal<E>& about, V a, V* xs, V* us) {
+OCP_FN Outcome<V> follow(
+    const Data& data, Context<V> c, const Nominal<E>& about, V a, V* xs, V* us) {
   Outcome<V> out = {V(0), V(0)};
   for (int i = 0; i < n; ++i) xs[i] = V(about.x[i]);
   add_residue(out.residue, xs, n);

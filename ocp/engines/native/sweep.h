@@ -28,7 +28,8 @@ template <class V> struct Stage {
 };
 template <class V> constexpr int stage_size = sizeof(Stage<V>) / sizeof(V);
 
-template <class V> OCP_FN void expand_stage(const V* x, const V* u, const Context<V>& c, Stage<V>& s) {
+template <class V>
+OCP_FN void expand_stage(const V* x, const V* u, const Context<V>& c, Stage<V>& s) {
   V H[d * d];
   Model::f_jacobian(x, u, c, s.F);
   Model::l_expansion(x, u, c, s.g, H);
@@ -60,7 +61,7 @@ template <class V> struct Quadratic {
   V q[d], Q[tri_size(d)];
 };
 
-// -- one stage ------------------------------------------------------------------------------------
+// -- one stage ----------------------------------------------------------------------------------
 template <class V> OCP_FN void cross_gap(const V* gap, Value<V>& v, Promise<V>& promise) {
   V moved[n];
   OCP_UNROLL
@@ -109,7 +110,8 @@ OCP_FN void quadratic(const Stage<V>& s, const Value<V>& v, Quadratic<V>& model)
 
 // Q_uu (a lower triangle) and Q_ux (m, n) with the damping on Q_uu, or on v_xx inside both.
 template <class V>
-OCP_FN void regularise(const Stage<V>& s, const Quadratic<V>& model, V damping, bool on_state, V* uu, V* ux) {
+OCP_FN void regularise(
+    const Stage<V>& s, const Quadratic<V>& model, V damping, bool on_state, V* uu, V* ux) {
   OCP_UNROLL
   for (int a = 0; a < m; ++a) {
     OCP_UNROLL
@@ -130,9 +132,9 @@ OCP_FN void regularise(const Stage<V>& s, const Quadratic<V>& model, V damping, 
 // k (m) and K (m, n), 0 where Q_uu is not positive definite on the free controls: returns where it
 // is. K comes in as Q_ux.
 template <class V>
-OCP_FN typename Mask<V>::type gains(const V* uu, const V* qu, const V* lo, const V* hi, V* k, V* K) {
+OCP_FN MaskOf<V> gains(const V* uu, const V* qu, const V* lo, const V* hi, V* k, V* K) {
   Factor<m, V> f;
-  typename Mask<V>::type definite;
+  MaskOf<V> definite;
   if constexpr (bounded) {
     BoxQP<m, V> qp = box_qp<m>(uu, qu, lo, hi);
     OCP_UNROLL
@@ -174,7 +176,8 @@ template <class V> OCP_FN V projected(const V* qu, const V* lo, const V* hi) {
 
 // p = l_x + f_x' p + K' (l_u + f_u' p); the slope gains k . (l_u + f_u' p).
 template <class V>
-OCP_FN void carry_slope(const Stage<V>& s, const V* k, const V* K, Value<V>& v, Promise<V>& promise) {
+OCP_FN void carry_slope(
+    const Stage<V>& s, const V* k, const V* K, Value<V>& v, Promise<V>& promise) {
   V along[d];
   OCP_UNROLL
   for (int i = 0; i < d; ++i) along[i] = s.g[i];
@@ -196,7 +199,8 @@ OCP_FN void carry_slope(const Stage<V>& s, const V* k, const V* K, Value<V>& v, 
 // The value of this very policy, with the undamped Q_uu: the damping of a trajectory shortens the
 // step but must not bias the model that earlier stages see.
 template <class V>
-OCP_FN void value_of(const Quadratic<V>& model, const V* k, const V* K, Value<V>& v, Promise<V>& promise) {
+OCP_FN void value_of(
+    const Quadratic<V>& model, const V* k, const V* K, Value<V>& v, Promise<V>& promise) {
   V uuk[m], R[m * n];  // Q_uu k + Q_u, Q_uu K + Q_ux
   OCP_UNROLL
   for (int a = 0; a < m; ++a) {
@@ -233,14 +237,14 @@ OCP_FN void value_of(const Quadratic<V>& model, const V* k, const V* K, Value<V>
   }
 }
 
-// -- the pass -------------------------------------------------------------------------------------
+// -- the pass -----------------------------------------------------------------------------------
 template <class V> struct Pass {
   const Data* data;
   const V* us;       // [T][m], about which the bounds lie
   const V* gaps;     // [T][n]; null if there are none
   V damping;
   bool on_state;     // the damping is on v_xx (Tassa 2012, eq. 10)
-  typename Mask<V>::type full;  // the model has its second-order terms
+  MaskOf<V> full;  // the model has its second-order terms
   V* k;              // [T][m], as the rest written by the pass
   V* K;              // [T][m][n]
   V* vx;             // [T + 1][n] and [T + 1][n][n], or null
