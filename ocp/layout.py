@@ -24,6 +24,13 @@ def stages_in(problem: Problem, name: str, value: Any, sizes: Sequence[int]) -> 
         ValueError, TypeError: wrong shape, integer dtype, or an entry that is not finite.
     """
     B, dtype, device = problem.batch, problem.x0.dtype, problem.x0.device
+    if isinstance(value, Tensor) and problem.uniform and value.dtype == dtype:
+        # The usual case, all stages at once; whatever is wrong is found and named below.
+        fits = tuple(value.shape) in ((len(sizes), sizes[0]), (B, len(sizes), sizes[0]))
+        if fits and bool(torch.isfinite(value).all()):
+            whole = value.detach().to(device)
+            whole = whole[:, None] if whole.ndim == 2 else whole.movedim(-2, 0)
+            return whole.expand(-1, B, -1).contiguous()
     if isinstance(value, list | tuple) and any(isinstance(v, Tensor | np.ndarray) for v in value):
         parts = [numbers(f"{name} at stage {t}", v, dtype) for t, v in enumerate(value)]
     else:
@@ -77,12 +84,13 @@ def stages_out(problem: Problem, stages: Stages, per_sample: bool = False) -> An
     ``per_sample`` splits an augmented state into one row a sample.
     """
     split = per_sample and problem.shared_controls
-    parts = [s.reshape(problem.samples, -1) if split else s for s in stages]
-    keep = problem.batched or split
-    parts = [p if keep else p[0] for p in parts]
     if isinstance(stages, Tensor):
-        return torch.stack(parts, dim=1 if keep else 0)
-    return parts
+        if split:
+            stages = stages.reshape(len(stages), problem.samples, -1)
+        first = stages.movedim(0, 1) if problem.batched or split else stages[:, 0]
+        return first.clone(memory_format=torch.contiguous_format)
+    parts = [s.reshape(problem.samples, -1) if split else s for s in stages]
+    return parts if problem.batched or split else [p[0] for p in parts]
 
 
 def batch_out(problem: Problem, value: Tensor) -> Tensor:

@@ -79,10 +79,14 @@ def merge(mask: Tensor, a: Sweep, b: Sweep) -> Sweep:
 def largest_projected(problem: Problem, gradient: Stages, us: Stages) -> Tensor:
     """Largest ``|u - clip(u - g, lo, hi)|``: (B,)."""
     lower, upper = problem.lower, problem.upper
+    limits = None
+    if lower is not None and upper is not None:
+        limits = each(torch.sub, lower, us), each(torch.sub, upper, us)
+    if isinstance(gradient, Tensor):  # all stages at once
+        return projected(gradient, limits).amax(dim=0)  # type: ignore[arg-type]
     parts = []
     for t, g in enumerate(gradient):
-        limits = None if lower is None or upper is None else (lower[t] - us[t], upper[t] - us[t])
-        parts.append(projected(g, limits))
+        parts.append(projected(g, None if limits is None else (limits[0][t], limits[1][t])))
     return torch.stack(parts).amax(dim=0)
 
 
