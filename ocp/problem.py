@@ -120,6 +120,12 @@ class Problem:
         terminal = self.cost.terminal
         return terminal(x, p) if self.wants[2] else terminal(x)
 
+    def compile_report(self) -> str:
+        """What ``engine="auto"`` runs for this problem and why: program, or reason for eager."""
+        from ocp.engines.native.compiled import report
+
+        return report(self)
+
     # -- variants ------------------------------------------------------------------------------
     def replace(self, **changes: Any) -> Problem:
         """The same problem with some arguments changed, checked again."""

@@ -78,6 +78,27 @@ def compiled_for(problem: Problem) -> Compiled:
     return found
 
 
+def report(problem: Problem) -> str:
+    """What `engine="auto"` runs for a problem, and why: for people to read."""
+    try:
+        made = compiled_for(problem)
+    except Refused as error:
+        return f"eager PyTorch: {error}"
+    nodes, info = made.program.nodes, made.info
+    counts = ", ".join(f"{name} {count}" for name, count in nodes.items())
+    shared, own = made.program.par.names(), made.program.dat.names()
+    return "\n".join(
+        [
+            f"native: {sum(nodes.values())} scalar operations ({counts})",
+            f"  SIMD            {info.lanes} numbers of {info.bytes} bytes at a time",
+            f"  read at a solve {', '.join(shared) or 'nothing'}",
+            f"  a problem's own {', '.join(own) or 'nothing'}",
+            f"  compiler        {build.compiler().version}",
+            f"  cache           {build.cache_directory()}",
+        ]
+    )
+
+
 def forget(problem: Problem) -> None:
     """Let the next `compiled_for` trace the problem anew."""
     _known.pop(key_of(problem), None)
