@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from ctypes import c_int64, c_void_p
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,16 @@ def test_a_compiler_that_does_not_work_is_passed_over(monkeypatch: pytest.Monkey
 def test_cxx_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", f"{sys.executable} -O7")
     assert build.candidates()[0] == (sys.executable, "-O7")
+
+
+@pytest.mark.skipif(find_spec("ziglang") is None, reason="the wheel ziglang is not installed")
+def test_the_wheel_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert build.compiler().command[1:] == ("-m", "ziglang", "cc")
+    x = np.linspace(-2e5, 2e5, 64)
+    for y in evaluate("sin", x, "double"):
+        np.testing.assert_allclose(y, np.sin(x), rtol=0, atol=1e-15)
 
 
 # -- elementary functions --------------------------------------------------------------------------

@@ -100,7 +100,17 @@ class Compiler:
 
     @property
     def link(self) -> tuple[str, ...]:
-        return ("-dynamiclib" if sys.platform == "darwin" else "-shared", "-pthread")
+        kind = "-dynamiclib" if sys.platform == "darwin" else "-shared"
+        if "ziglang" in self.command and here_already():
+            return (kind, "-nostdlib")  # its own C library would take half a minute to make
+        return (kind, "-pthread")
+
+
+@functools.cache
+def here_already() -> bool:
+    """Whether this process has what programs call of the C library, so that none need be linked."""
+    process = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return all(hasattr(process, name) for name in ("cos", "erff", "pthread_create", "memcpy"))
 
 
 def candidates() -> list[tuple[str, ...]]:
@@ -110,7 +120,7 @@ def candidates() -> list[tuple[str, ...]]:
     names += [(name,) for name in ("c++", "g++", "clang++")]
     found = [command for command in names if shutil.which(command[0])]
     if find_spec("ziglang"):
-        found.append((sys.executable, "-m", "ziglang", "c++"))
+        found.append((sys.executable, "-m", "ziglang", "cc"))  # no C++ library is needed
     return found
 
 
