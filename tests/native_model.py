@@ -198,3 +198,27 @@ struct BroadFunctions {  // `broad` below: more controls than states
 };
 typedef Differentiated<BroadFunctions, 2, 3> Model;
 """
+
+CHAIN = r"""
+struct ChainFunctions {  // `chain` of the tests: sizes that are computed block by block
+  template <class N, class C, class K>
+  OCP_FN void f(const N* x, const N* u, const C& c, N* y, K k) {
+    for (int i = 0; i < 10; ++i) {
+      N push = u[i % 3] * x[(i + 3) % 10] + sin(x[(i + 1) % 10]);
+      y[i] = 0.9 * x[i] + k(c.par(i)) * push + 0.05 * u[(i + 1) % 3];
+    }
+  }
+  template <class N, class C, class K> OCP_FN N l(const N* x, const N* u, const C&, K) {
+    N sum = 0.1 * (x[0] * u[2]);
+    for (int i = 0; i < 10; ++i) sum = sum + 0.5 * (x[i] * x[i]) + 0.1 * (x[i] * x[(i + 4) % 10]);
+    for (int i = 0; i < 3; ++i) sum = sum + 0.3 * (u[i] * u[i]) + 0.1 * cosh(u[i]);
+    return sum;
+  }
+  template <class N, class C, class K> OCP_FN N phi(const N* x, const C&, K) {
+    N sum = cosh(0.3 * x[1]);
+    for (int i = 0; i < 10; ++i) sum = sum + x[i] * x[i] + 0.2 * (x[i] * x[(i + 7) % 10]);
+    return sum;
+  }
+};
+typedef Differentiated<ChainFunctions, 10, 3> Model;
+"""

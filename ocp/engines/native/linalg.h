@@ -1,4 +1,7 @@
-// Symmetric matrices of a size known when compiling: lower triangles, by rows.
+// Matrices of sizes known when compiling; symmetric ones are lower triangles, by rows.
+//
+// Small ones unroll into registers. From `blocked` on, products go block by block: a block of the
+// result stays in registers while the inner index runs, several columns of scalars in one pack.
 #pragma once
 #include "maths.h"
 
@@ -55,21 +58,115 @@ template <int m, class V> OCP_FN void solve_negative(const Factor<m, V>& f, V* b
   }
 }
 
-// y = A x for a symmetric A.
-template <int size, class V> OCP_FN void symmetric_times(const V* A, const V* x, V* y) {
-  OCP_UNROLL
-  for (int i = 0; i < size; ++i) {
-    y[i] = A[sym(i, 0)] * x[0];
-    OCP_UNROLL
-    for (int j = 1; j < size; ++j) y[i] += A[sym(i, j)] * x[j];
-  }
-}
-
 template <int size, class V> OCP_FN V dot(const V* a, const V* b) {
   V sum = a[0] * b[0];
   OCP_UNROLL
   for (int i = 1; i < size; ++i) sum += a[i] * b[i];
   return sum;
+}
+
+// -- large sizes -----------------------------------------------------------------------------------
+constexpr bool blocked(int size) { return size > 8; }
+
+// What a row of V is moved by: as many scalars as the machine computes at once, or one pack.
+template <class V> struct Chunk {
+  typedef V type;
+  static constexpr int size = 1;
+};
+#if !OCP_CUDA
+template <> struct Chunk<Real> {
+  typedef Pack<Real, OCP_LANES> type;
+  static constexpr int size = OCP_LANES;
+};
+#endif
+
+template <class R, class V> OCP_FN R load(const V* from) {
+  R r;
+  __builtin_memcpy(&r, from, sizeof r);
+  return r;
+}
+template <class R, class V> OCP_FN void store(const R& r, V* to) {
+  __builtin_memcpy(to, &r, sizeof r);
+}
+
+// y += a x
+template <int size, class V> OCP_FN void add_multiple(V a, const V* x, V* y) {
+  typedef typename Chunk<V>::type R;
+  constexpr int step = Chunk<V>::size, whole = size / step * step;
+  for (int i = 0; i < whole; i += step) store(load<R>(y + i) + R(a) * load<R>(x + i), y + i);
+  for (int i = whole; i < size; ++i) y[i] += a * x[i];
+}
+
+// A block of C += A B, its columns moved by R.
+template <int rows, int columns, int inner, class R, class V>
+OCP_FN void add_block(const V* A, int a_row, int a_inner, const V* B, int b_row, V* C, int c_row) {
+  constexpr int step = sizeof(R) / sizeof(V);
+  R sum[rows][columns];
+  OCP_UNROLL
+  for (int i = 0; i < rows; ++i) {
+    OCP_UNROLL
+    for (int j = 0; j < columns; ++j) sum[i][j] = load<R>(C + i * c_row + j * step);
+  }
+  for (int k = 0; k < inner; ++k) {
+    OCP_UNROLL
+    for (int i = 0; i < rows; ++i) {
+      const R a = R(A[i * a_row + k * a_inner]);
+      OCP_UNROLL
+      for (int j = 0; j < columns; ++j) sum[i][j] += a * load<R>(B + k * b_row + j * step);
+    }
+  }
+  OCP_UNROLL
+  for (int i = 0; i < rows; ++i) {
+    OCP_UNROLL
+    for (int j = 0; j < columns; ++j) store(sum[i][j], C + i * c_row + j * step);
+  }
+}
+
+template <int rows, int inner, class V>
+OCP_FN void add_rows(
+    int columns, const V* A, int a_row, int a_inner, const V* B, int b_row, V* C, int c_row) {
+  typedef typename Chunk<V>::type R;
+  constexpr int step = Chunk<V>::size;
+  int j = 0;
+  for (; j + 2 * step <= columns; j += 2 * step)
+    add_block<rows, 2, inner, R>(A, a_row, a_inner, B + j, b_row, C + j, c_row);
+  for (; j + step <= columns; j += step)
+    add_block<rows, 1, inner, R>(A, a_row, a_inner, B + j, b_row, C + j, c_row);
+  for (; j < columns; ++j)
+    add_block<rows, 1, inner, V>(A, a_row, a_inner, B + j, b_row, C + j, c_row);
+}
+
+// C += A B with A (rows, inner) at A[i a_row + k a_inner], so that it may be a transpose. `lower`:
+// entries above the diagonal need not be right.
+template <int rows, int inner, int columns, bool lower, class V>
+OCP_FN void add_product(
+    const V* A, int a_row, int a_inner, const V* B, int b_row, V* C, int c_row) {
+  constexpr int whole = rows / 4 * 4;
+  for (int i = 0; i < whole; i += 4) {
+    const int needed = lower && i + 4 < columns ? i + 4 : columns;
+    add_rows<4, inner>(needed, A + i * a_row, a_row, a_inner, B, b_row, C + i * c_row, c_row);
+  }
+  if constexpr (whole < rows) {
+    A += whole * a_row, C += whole * c_row;
+    add_rows<rows - whole, inner>(columns, A, a_row, a_inner, B, b_row, C, c_row);
+  }
+}
+
+// The columns of B (m, columns) become those of -A^-1 B.
+template <int m, int columns, class V> OCP_FN void solve_columns(const Factor<m, V>& f, V* B) {
+  if constexpr (!blocked(m + columns)) {
+    OCP_UNROLL
+    for (int j = 0; j < columns; ++j) solve_negative<m>(f, B + j, columns);
+  } else {
+    for (int i = 0; i < m; ++i)
+      for (int j = 0; j < i; ++j)
+        add_multiple<columns>(-f.L[tri(i, j)], B + j * columns, B + i * columns);
+    for (int i = m - 1; i >= 0; --i) {
+      for (int j = 0; j < columns; ++j) B[i * columns + j] = -(B[i * columns + j] * f.inverse[i]);
+      for (int j = i + 1; j < m; ++j)
+        add_multiple<columns>(-f.L[tri(j, i)], B + j * columns, B + i * columns);
+    }
+  }
 }
 
 }  // namespace ocp

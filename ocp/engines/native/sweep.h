@@ -61,6 +61,16 @@ template <class V> struct Quadratic {
   V q[d], Q[tri_size(d)];
 };
 
+// y += a x
+template <int size, class V> OCP_FN void add_row(V a, const V* x, V* y) {
+  if constexpr (blocked(size)) {
+    add_multiple<size>(a, x, y);
+  } else {
+    OCP_UNROLL
+    for (int i = 0; i < size; ++i) y[i] += a * x[i];
+  }
+}
+
 // -- one stage ----------------------------------------------------------------------------------
 template <class V> OCP_FN void cross_gap(const V* gap, Value<V>& v, Promise<V>& promise) {
   V moved[n];
@@ -74,38 +84,56 @@ template <class V> OCP_FN void cross_gap(const V* gap, Value<V>& v, Promise<V>& 
   }
 }
 
-// q = l_z + f_z' v_x,  Q = l_zz + f_z' v_xx f_z
-template <class V>
-OCP_FN void quadratic(const Stage<V>& s, const Value<V>& v, Quadratic<V>& model) {
+// Q = l_zz + f_z' v_xx f_z
+template <class V> OCP_FN void curve_small(const Stage<V>& s, const V* xx, V* Q) {
   V product[n * d];  // v_xx f_z
   OCP_UNROLL
   for (int i = 0; i < n; ++i) {
     V row[d];
     OCP_UNROLL
-    for (int j = 0; j < d; ++j) row[j] = v.xx[i * n] * s.F[j];
+    for (int j = 0; j < d; ++j) row[j] = xx[i * n] * s.F[j];
     OCP_UNROLL
     for (int k = 1; k < n; ++k) {
       OCP_UNROLL
-      for (int j = 0; j < d; ++j) row[j] += v.xx[i * n + k] * s.F[k * d + j];
+      for (int j = 0; j < d; ++j) row[j] += xx[i * n + k] * s.F[k * d + j];
     }
     OCP_UNROLL
     for (int j = 0; j < d; ++j) product[i * d + j] = row[j];
   }
   OCP_UNROLL
   for (int i = 0; i < d; ++i) {
-    V row[d], q = s.g[i];
+    V row[d];
     OCP_UNROLL
     for (int j = 0; j <= i; ++j) row[j] = s.H[tri(i, j)];
     OCP_UNROLL
     for (int k = 0; k < n; ++k) {
-      q += s.F[k * d + i] * v.x[k];
       OCP_UNROLL
       for (int j = 0; j <= i; ++j) row[j] += s.F[k * d + i] * product[k * d + j];
     }
-    model.q[i] = q;
     OCP_UNROLL
-    for (int j = 0; j <= i; ++j) model.Q[tri(i, j)] = row[j];
+    for (int j = 0; j <= i; ++j) Q[tri(i, j)] = row[j];
   }
+}
+
+template <class V> OCP_FN void curve_large(const Stage<V>& s, const V* xx, V* Q) {
+  V product[n * d], full[d * d];
+  for (int i = 0; i < n * d; ++i) product[i] = V(0);
+  add_product<n, n, d, false>(xx, n, 1, s.F, d, product, d);
+  for (int i = 0; i < d * d; ++i) full[i] = V(0);
+  add_product<d, n, d, true>(s.F, 1, d, product, d, full, d);
+  for (int i = 0; i < d; ++i)
+    for (int j = 0; j <= i; ++j) Q[tri(i, j)] = s.H[tri(i, j)] + full[i * d + j];
+}
+
+// And q = l_z + f_z' v_x.
+template <class V>
+OCP_FN void quadratic(const Stage<V>& s, const Value<V>& v, Quadratic<V>& model) {
+  if constexpr (blocked(d)) curve_large(s, v.xx, model.Q);
+  else curve_small(s, v.xx, model.Q);
+  OCP_UNROLL
+  for (int i = 0; i < d; ++i) model.q[i] = s.g[i];
+  OCP_UNROLL
+  for (int k = 0; k < n; ++k) add_row<d>(v.x[k], s.F + k * d, model.q);
 }
 
 // Q_uu (a lower triangle) and Q_ux (m, n) with the damping on Q_uu, or on v_xx inside both.
@@ -152,8 +180,7 @@ OCP_FN MaskOf<V> gains(const V* uu, const V* qu, const V* lo, const V* hi, V* k,
     for (int a = 0; a < m; ++a) k[a] = qu[a];
     solve_negative<m>(f, k);
   }
-  OCP_UNROLL
-  for (int j = 0; j < n; ++j) solve_negative<m>(f, K + j, n);
+  solve_columns<m, n>(f, K);
   OCP_UNROLL
   for (int a = 0; a < m; ++a) {
     k[a] = select(definite, k[a], V(0));
@@ -182,18 +209,46 @@ OCP_FN void carry_slope(
   OCP_UNROLL
   for (int i = 0; i < d; ++i) along[i] = s.g[i];
   OCP_UNROLL
-  for (int r = 0; r < n; ++r) {
-    OCP_UNROLL
-    for (int i = 0; i < d; ++i) along[i] += s.F[r * d + i] * v.p[r];
-  }
+  for (int r = 0; r < n; ++r) add_row<d>(v.p[r], s.F + r * d, along);
   OCP_UNROLL
   for (int a = 0; a < m; ++a) {
     promise.slope += k[a] * along[n + a];
-    OCP_UNROLL
-    for (int i = 0; i < n; ++i) along[i] += K[a * n + i] * along[n + a];
+    add_row<n>(along[n + a], K + a * n, along);
   }
   OCP_UNROLL
   for (int i = 0; i < n; ++i) v.p[i] = along[i];
+}
+
+// v_xx = Q_xx + K' R + Q_ux' K, R = Q_uu K + Q_ux
+template <class V>
+OCP_FN void hessian_small(const Quadratic<V>& model, const V* K, const V* R, V* xx) {
+  OCP_UNROLL
+  for (int i = 0; i < n; ++i) {
+    V row[n];
+    OCP_UNROLL
+    for (int j = 0; j <= i; ++j) row[j] = model.Q[tri(i, j)];
+    OCP_UNROLL
+    for (int a = 0; a < m; ++a) {
+      V gain = K[a * n + i], ux = model.Q[tri(n + a, i)];
+      OCP_UNROLL
+      for (int j = 0; j <= i; ++j) row[j] += gain * R[a * n + j] + ux * K[a * n + j];
+    }
+    OCP_UNROLL
+    for (int j = 0; j <= i; ++j) xx[i * n + j] = xx[j * n + i] = row[j];
+  }
+}
+
+template <class V>
+OCP_FN void hessian_large(const Quadratic<V>& model, const V* K, const V* R, V* xx) {
+  V ux[m * n];
+  for (int a = 0; a < m; ++a)
+    for (int j = 0; j < n; ++j) ux[a * n + j] = model.Q[tri(n + a, j)];
+  for (int i = 0; i < n; ++i)
+    for (int j = 0; j <= i; ++j) xx[i * n + j] = model.Q[tri(i, j)];
+  add_product<n, m, n, true>(K, 1, n, R, n, xx, n);
+  add_product<n, m, n, true>(ux, 1, n, K, n, xx, n);
+  for (int i = 0; i < n; ++i)
+    for (int j = 0; j < i; ++j) xx[j * n + i] = xx[i * n + j];
 }
 
 // The value of this very policy, with the undamped Q_uu: the damping of a trajectory shortens the
@@ -204,37 +259,28 @@ OCP_FN void value_of(
   V uuk[m], R[m * n];  // Q_uu k + Q_u, Q_uu K + Q_ux
   OCP_UNROLL
   for (int a = 0; a < m; ++a) {
-    V sum = V(0), row[n];
+    const V* ux = model.Q + tri(n + a, 0);
+    V sum = V(0);
     OCP_UNROLL
-    for (int j = 0; j < n; ++j) row[j] = model.Q[tri(n + a, j)];
+    for (int j = 0; j < n; ++j) R[a * n + j] = ux[j];
     OCP_UNROLL
     for (int b = 0; b < m; ++b) {
       V uu = model.Q[sym(n + a, n + b)];
       sum += uu * k[b];
-      OCP_UNROLL
-      for (int j = 0; j < n; ++j) row[j] += uu * K[b * n + j];
+      add_row<n>(uu, K + b * n, R + a * n);
     }
     uuk[a] = sum + model.q[n + a];
     promise.change += k[a] * (model.q[n + a] + sum * V(0.5));
-    OCP_UNROLL
-    for (int j = 0; j < n; ++j) R[a * n + j] = row[j];
   }
   OCP_UNROLL
-  for (int i = 0; i < n; ++i) {
-    V x = model.q[i], row[n];
-    OCP_UNROLL
-    for (int j = 0; j <= i; ++j) row[j] = model.Q[tri(i, j)];
-    OCP_UNROLL
-    for (int a = 0; a < m; ++a) {
-      V gain = K[a * n + i], ux = model.Q[tri(n + a, i)];
-      x += gain * uuk[a] + ux * k[a];
-      OCP_UNROLL
-      for (int j = 0; j <= i; ++j) row[j] += gain * R[a * n + j] + ux * K[a * n + j];
-    }
-    v.x[i] = x;
-    OCP_UNROLL
-    for (int j = 0; j <= i; ++j) v.xx[i * n + j] = v.xx[j * n + i] = row[j];
+  for (int i = 0; i < n; ++i) v.x[i] = model.q[i];
+  OCP_UNROLL
+  for (int a = 0; a < m; ++a) {
+    add_row<n>(uuk[a], K + a * n, v.x);
+    add_row<n>(k[a], model.Q + tri(n + a, 0), v.x);
   }
+  if constexpr (blocked(d)) hessian_large(model, K, R, v.xx);
+  else hessian_small(model, K, R, v.xx);
 }
 
 // -- the pass -----------------------------------------------------------------------------------
