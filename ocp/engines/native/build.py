@@ -110,7 +110,9 @@ class Compiler:
 def here_already() -> bool:
     """Whether this process has what programs call of the C library, so that none need be linked."""
     process = ctypes.CDLL(None) if sys.platform == "linux" else None
-    return all(hasattr(process, name) for name in ("cos", "erff", "pthread_create", "memcpy"))
+    return all(
+        hasattr(process, name) for name in ("cos", "erff", "memcpy", "pthread_attr_setstacksize")
+    )
 
 
 def candidates() -> list[tuple[str, ...]]:

@@ -2,8 +2,6 @@
 //
 // The caller's arrays have the layout of the package, (stage, problem, component), contiguous.
 #pragma once
-#include <stdint.h>
-
 #include "maths.h"
 
 namespace ocp {
@@ -28,32 +26,32 @@ template <class V> struct Context {
   const Real* row[lanes];
   int stage[lanes];
 
-  inline V t() const {
+  OCP_METHOD V t() const {
     V value;
     OCP_UNROLL
     for (int l = 0; l < lanes; ++l) set(value, l, Real(stage[l]));
     return value;
   }
-  inline V par(int i) const { return V(shared[i]); }
-  inline V dat(int i) const {
+  OCP_METHOD V par(int i) const { return V(shared[i]); }
+  OCP_METHOD V dat(int i) const {
     V value;
     OCP_UNROLL
     for (int l = 0; l < lanes; ++l) set(value, l, row[l][i]);
     return value;
   }
-  inline V par_at(int i, int stride) const {
+  OCP_METHOD V par_at(int i, int stride) const {
     V value;
     OCP_UNROLL
     for (int l = 0; l < lanes; ++l) set(value, l, shared[i + stride * stage[l]]);
     return value;
   }
-  inline V dat_at(int i, int stride) const {
+  OCP_METHOD V dat_at(int i, int stride) const {
     V value;
     OCP_UNROLL
     for (int l = 0; l < lanes; ++l) set(value, l, row[l][i + stride * stage[l]]);
     return value;
   }
-  inline void at(Int t) {
+  OCP_METHOD void at(Int t) {
     OCP_UNROLL
     for (int l = 0; l < lanes; ++l) stage[l] = int(t);
   }
@@ -113,14 +111,15 @@ OCP_FN void scatter_lane(
 // -- work memory --------------------------------------------------------------------------------
 // Hands out pieces of one block. Beginning at 0 it measures what will be needed.
 struct Arena {
-  static constexpr uintptr_t alignment = 64;
-  uintptr_t next;
+  typedef unsigned long long Address;
+  static constexpr Address alignment = 64;
+  Address next;
 
-  explicit inline Arena(const void* block)
-      : next(((uintptr_t)block + alignment - 1) & ~(alignment - 1)) {}
+  explicit OCP_METHOD Arena(const void* block)
+      : next(((Address)block + alignment - 1) & ~(alignment - 1)) {}
   template <class V> inline V* take(Int count) {
     V* piece = (V*)next;
-    next += (uintptr_t(count) * sizeof(V) + alignment - 1) & ~(alignment - 1);
+    next += (Address(count) * sizeof(V) + alignment - 1) & ~(alignment - 1);
     return piece;
   }
 };

@@ -93,7 +93,7 @@ template <class V> struct Group {
   Int rows[lanes];  // problems again, an idle lane reading problem 0
 
   // Lay a group out in the memory that begins at `arena`.
-  inline void place(const Data& of, Arena& arena) {
+  OCP_METHOD void place(const Data& of, Arena& arena) {
     const Int T = of.T;
     data = &of;
     given = nullptr;
@@ -109,21 +109,21 @@ template <class V> struct Group {
     phixx = arena.take<V>(n * n);
   }
 
-  inline void take(int lane, Int b) {
+  OCP_METHOD void take(int lane, Int b) {
     problem[lane] = b;
     rows[lane] = b < 0 ? 0 : b;
     c = context_of<V>(*data, rows);
   }
 
   // -- what a sweep asks for
-  inline void begin() {
+  OCP_METHOD void begin() {
     residue = V(0);
     if constexpr (lanes == 1) {
       if (!given) residue = expand_over_time(*data, x, u, stages);
       for (Int t = 0; given && t < data->T; ++t) read_stage(t, stages[t]);
     }
   }
-  inline void end(V* at_x, V* at_xx) {
+  OCP_METHOD void end(V* at_x, V* at_xx) {
     if (given) {
       gather(given->phix, n, rows, at_x);
       gather(given->phixx, n * n, rows, at_xx);
@@ -140,7 +140,7 @@ template <class V> struct Group {
     add_residue(residue, at_x, n);
     add_residue(residue, at_xx, n * n);
   }
-  inline const Stage<V>& stage(Int t) {
+  OCP_METHOD const Stage<V>& stage(Int t) {
     if constexpr (lanes == 1) return stages[t];
     if (given) {
       read_stage(t, *stages);
@@ -151,7 +151,7 @@ template <class V> struct Group {
     }
     return *stages;
   }
-  inline void curve(Int t, const V* v, MaskOf<V> full, V* Q) {
+  OCP_METHOD void curve(Int t, const V* v, MaskOf<V> full, V* Q) {
     V H[d * d];
     if (given && given->table) {
       gather(given->table + t * data->B * d * d, d * d, rows, H);
@@ -162,7 +162,7 @@ template <class V> struct Group {
       for (int j = 0; j <= i; ++j) Q[tri(i, j)] += select(full, H[i * d + j], V(0));
   }
   // v . f_zz. A single problem fills all lanes with itself: as fast, and half the text to compile.
-  inline void contract(Int t, const V* v, V* H) {
+  OCP_METHOD void contract(Int t, const V* v, V* H) {
 #if OCP_SECOND_ORDER
     if constexpr (lanes == 1) {
       const Int same[OCP_LANES] = {};
@@ -179,7 +179,7 @@ template <class V> struct Group {
     }
 #endif
   }
-  inline void read_stage(Int t, Stage<V>& s) {
+  OCP_METHOD void read_stage(Int t, Stage<V>& s) {
     V H[d * d];
     gather(given->fz + t * data->B * n * d, n * d, rows, s.F);
     gather(given->lz + t * data->B * d, d, rows, s.g);

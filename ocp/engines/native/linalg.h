@@ -65,7 +65,7 @@ template <int size, class V> OCP_FN V dot(const V* a, const V* b) {
   return sum;
 }
 
-// -- large sizes -----------------------------------------------------------------------------------
+// -- large sizes --------------------------------------------------------------------------------
 constexpr bool blocked(int size) { return size > 8; }
 
 // What a row of V is moved by: as many scalars as the machine computes at once, or one pack.
@@ -82,11 +82,11 @@ template <> struct Chunk<Real> {
 
 template <class R, class V> OCP_FN R load(const V* from) {
   R r;
-  __builtin_memcpy(&r, from, sizeof r);
+  OCP_COPY(&r, from, sizeof r);
   return r;
 }
 template <class R, class V> OCP_FN void store(const R& r, V* to) {
-  __builtin_memcpy(to, &r, sizeof r);
+  OCP_COPY(to, &r, sizeof r);
 }
 
 // y += a x

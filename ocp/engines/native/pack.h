@@ -8,12 +8,16 @@
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define OCP_CUDA 1
 #define OCP_FN static __host__ __device__ inline
+#define OCP_METHOD __host__ __device__ inline
+#define OCP_COPY memcpy
 #define OCP_COLD static __host__ __device__ __noinline__
 #define OCP_UNROLL _Pragma("unroll 8")
 #define OCP_UNLIKELY(condition) (condition)
 #else
 #define OCP_CUDA 0
 #define OCP_FN static inline
+#define OCP_METHOD inline
+#define OCP_COPY __builtin_memcpy
 #define OCP_COLD __attribute__((noinline, cold, unused)) static
 #define OCP_UNLIKELY(condition) __builtin_expect(condition, 0)
 #if defined(__clang__)
@@ -76,12 +80,12 @@ OCP_FN void set(float& a, int, float value) { a = value; }
 OCP_FN void set(bool& a, int, bool value) { a = value; }
 OCP_FN long long as_words(double a) {
   long long word;
-  __builtin_memcpy(&word, &a, sizeof a);
+  OCP_COPY(&word, &a, sizeof a);
   return word;
 }
 OCP_FN int as_words(float a) {
   int word;
-  __builtin_memcpy(&word, &a, sizeof a);
+  OCP_COPY(&word, &a, sizeof a);
   return word;
 }
 // From the bits of a V back to it, and bits moved to the right with zeros entering.
@@ -89,7 +93,7 @@ template <class V> struct Bits {
   typedef typename Of<V>::Words Words;
   OCP_FN V real(Words words) {
     V a;
-    __builtin_memcpy(&a, &words, sizeof a);
+    OCP_COPY(&a, &words, sizeof a);
     return a;
   }
   OCP_FN Words right(Words words, int count) {
@@ -106,7 +110,7 @@ template <class S, int W> struct Pack {
   typedef typename Of<S>::Unsigned Unsigned __attribute__((vector_size(W * sizeof(S))));
   Vector v;
   Pack() = default;
-  explicit Pack(double s) : v(S(s) - Vector{}) {}  // s - 0 keeps the sign of a zero
+  explicit OCP_METHOD Pack(double s) : v(S(s) - Vector{}) {}  // s - 0 keeps the sign of a zero
 };
 
 template <class S, int W> struct PackMask {

@@ -7,6 +7,7 @@
 namespace ocp {
 
 constexpr Int most_threads = 256;
+constexpr unsigned long stack_bytes = 1ul << 25;  // a stage's matrices are local
 
 template <class Body> struct Part {
   Body* body;
@@ -32,10 +33,15 @@ template <class Body> OCP_FN void parallel(Int threads, Int count, Body body) {
   Part<Body> parts[most_threads];
   pthread_t handles[most_threads];
   bool started[most_threads];
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setstacksize(&attributes, stack_bytes);
   for (Int i = 0; i < used; ++i) {
     parts[i] = {&body, i, count * i / used, count * (i + 1) / used};
-    started[i] = i > 0 && pthread_create(&handles[i], nullptr, run_part<Body>, &parts[i]) == 0;
+    started[i] =
+        i > 0 && pthread_create(&handles[i], &attributes, run_part<Body>, &parts[i]) == 0;
   }
+  pthread_attr_destroy(&attributes);
   for (Int i = 0; i < used; ++i)
     if (!started[i]) run_part<Body>(&parts[i]);
   for (Int i = 0; i < used; ++i)
