@@ -120,9 +120,9 @@ def test_three_weak_steps_in_a_row_are_the_end_of_precision():
 
 
 def test_iterations_run_out_but_convergence_wins():
-    d = decide(record(iterations=torch.tensor([499])), SIZES, RULES)
+    d = decide(record(iterations=torch.tensor([999])), SIZES, RULES)
     assert int(d.status) == Status.MAX_ITERATIONS and bool(d.accepted)
-    d = decide(small(iterations=torch.tensor([499])), SIZES, RULES)
+    d = decide(small(iterations=torch.tensor([999])), SIZES, RULES)
     assert int(d.status) == Status.CONVERGED
 
 
@@ -186,3 +186,15 @@ def test_a_finished_problem_does_not_move():
 def test_tolerances_follow_the_dtype_and_can_be_given():
     assert Rules().tolerances(torch.float64) < Rules().tolerances(torch.float32)
     assert Rules(tolerance=0.5).tolerances(torch.float32)[0] == 0.5
+
+
+def test_a_first_step_the_model_did_not_predict_is_taken_back_and_damped():
+    """Unless it is exact, as in a linear-quadratic problem, or there are gaps to close."""
+    first = {"damping": tensor([0.0])}
+    off = tensor([[9.7], [9.7], [9.7]])  # 0.3 of the 1 that was promised
+    leap = decide(record(**first, trial_cost=off), SIZES, RULES)
+    assert not bool(leap.accepted) and float(leap.damping) == RULES.first_damping
+    assert float(leap.step_size) == 0 and int(leap.status) == Status.RUNNING
+    assert bool(decide(record(**first), SIZES, RULES).accepted)  # as promised
+    for change in ({"iterations": torch.tensor([1])}, {"damping": tensor([1e-6])}):
+        assert bool(decide(record(**(first | change), trial_cost=off), SIZES, RULES).accepted)

@@ -142,7 +142,7 @@ def test_ddp_and_newton_converge_quadratically(name, method):
     options = {"second_order": "always"} if method == "ddp" else {}
     errors = errors_to_the_end(
         problem, method, initial(problem, **start), damping_start=0.0, damping_min=1e-300,
-        tolerance=1e-12, cost_tolerance=1e-24, **options,
+        first_damping=0.0, tolerance=1e-12, cost_tolerance=1e-24, **options,
     )  # fmt: skip
     last = [e for e in errors if 1e-15 < e < 0.1]
     print(last)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ocp.solution import Status
 
+MODEL_ERROR = 0.1  # relative: more, and a promise of decrease was no prediction
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -22,13 +24,14 @@ class Rules:
     tolerance: float | None = None  # on the largest projected |Q_u|
     cost_tolerance: float | None = None  # on the expected decrease, relative to 1 + |J|
     gap_tolerance: float | None = None  # on the sum of gaps, relative to 1 + |x|
-    max_iterations: int = 500
+    max_iterations: int = 1000
     armijo: float = 0.1  # fraction of the expected decrease that must come true
     damping_start: float = 0.0  # none: one step is exact where the problem is linear-quadratic
     damping_min: float = 1e-8  # the least there is beside none
     damping_max: float = 1e10
     damping_down: float = 0.2  # after an accepted step of at least 1/2
     damping_up: float = 10.0  # after a refused one
+    first_damping: float = 0.1  # after a first step that the model did not predict
     short_step: float = 0.125  # an accepted step so short counts like a refused one
     second_order_below: float = 1e-2  # decrease, relative to 1 + |J|, that ends Gauss-Newton
     penalty_margin: float = 1.1  # over the smallest penalty under which the merit descends
@@ -59,6 +62,7 @@ class Limits(NamedTuple):
     damping_max: float
     damping_down: float
     damping_up: float
+    first_damping: float
     short_step: float
     second_order_below: float
     penalty_margin: float
@@ -146,6 +150,11 @@ def decide_within(r: Record, step_sizes: Tensor, rules: Limits) -> Decision:
     taken = torch.where(accepted, step_sizes[choice], 0)
     damping = torch.where(taken > rules.short_step, r.damping, more)
     damping = torch.where(taken >= 0.5, less, damping)
+    # An undamped first step is exact where the problem is linear-quadratic. Where the model is far
+    # off, the step leaps out of the valley the guess is in, to wherever: it is taken back.
+    far = (chosen_decrease - chosen_expected).abs() > MODEL_ERROR * chosen_expected.abs()
+    leap = accepted & far & (r.iterations == 0) & (r.damping == 0) & (r.gap == 0)
+    damping = torch.where(leap, rules.first_damping, damping)
     iterations = r.iterations + (running & ~converged & r.finite).to(r.iterations.dtype)
 
     stop = r.status
@@ -161,7 +170,7 @@ def decide_within(r: Record, step_sizes: Tensor, rules: Limits) -> Decision:
         (~r.finite, Status.NON_FINITE),
     ):
         stop = torch.where(running & condition, torch.full_like(stop, int(status)), stop)
-    accepted = accepted & ~converged & r.finite
+    accepted = accepted & ~converged & r.finite & ~leap
     little = accepted & (chosen_decrease < rules.second_order_below * scale)
     return Decision(
         choice=choice,

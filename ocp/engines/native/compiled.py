@@ -179,7 +179,7 @@ def check(problem: Problem, made: Compiled) -> None:
     g = torch.Generator().manual_seed(0)
     noise = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).to(small.x0)
     x0 = small.x0.reshape(B, n)
-    xs = x0 + 0.3 * (1 + x0.abs()) * noise(T + 1, B, n)
+    xs = x0 + 0.1 * (1 + x0.abs()) * noise(T + 1, B, n)
     us, vs = 0.5 * noise(T, B, m), noise(T + 1, B, n)
     if small.lower is not None and small.upper is not None:
         lower, upper = torch.as_tensor(small.lower), torch.as_tensor(small.upper)
@@ -194,10 +194,15 @@ def check(problem: Problem, made: Compiled) -> None:
 
 
 def compare(name: str, ours: Tensor, theirs: Tensor) -> None:
-    scale = torch.nan_to_num(theirs, 0, 0, 0).abs().amax() + torch.finfo(theirs.dtype).tiny
-    fine = (ours - theirs).abs() <= EXACT[ours.dtype] * scale
-    fine |= ~torch.isfinite(ours) & ~torch.isfinite(theirs)
-    if not bool(fine.all()):
+    """Where eager is finite: past an overflow the two may differ in what is left of a number."""
+    known = torch.isfinite(theirs)
+    if int(known.sum()) < known.numel() / 2:
+        raise Refused(f"{name} is not finite at most points near x0, so that it cannot be checked")
+    ours, theirs = ours[known], theirs[known]
+    if ours.numel() == 0:
+        return
+    scale = theirs.abs().amax() + torch.finfo(theirs.dtype).tiny
+    if not bool(((ours - theirs).abs() <= EXACT[ours.dtype] * scale).all()):
         raise Refused(
             f"the compiled {name} differs from the eager one by "
             f"{float((ours - theirs).abs().max()):.1e}; this is a bug of the native engine"

@@ -35,7 +35,7 @@ enum Column { ROW_COST, EXPECTED, DECREASE, STEP_SIZE, ROW_DAMPING, ROW_RESIDUAL
               ROW_SECOND_ORDER, ROW_RUNNING, ROW };
 enum Code { RUNNING = -1, CONVERGED = 0, NON_FINITE = 5 };  // of `Status`
 
-constexpr int LIMITS = 14, trials = (Decide::inputs - 14 - LIMITS) / 2;
+constexpr int LIMITS = 15, trials = (Decide::inputs - 14 - LIMITS) / 2;
 static_assert(Decide::inputs == 14 + 2 * trials + LIMITS && Decide::outputs == 12,
               "another Record, Limits or Decision");
 enum In { IN_COST, IN_GAP, IN_SLOPE, IN_CURVATURE, IN_RESIDUAL, IN_USABLE, IN_FINITE, IN_TRIAL_COST,
