@@ -31,7 +31,6 @@ LINES = 12  # of a compiler's messages that an error repeats
 
 FLAGS = (
     "-std=c++17",
-    "-O2",
     "-fPIC",
     "-fvisibility=hidden",
     "-fno-exceptions",
@@ -42,6 +41,8 @@ FLAGS = (
     "-Wno-psabi",
     "-pthread",
 )
+QUICK = ("-O1", "-fno-tree-dse", "-fno-tree-fre", "-fno-tree-pre")
+LONG = 150_000  # characters of a program that is compiled with those, in a third of the time
 MACHINE = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
 
 
@@ -219,8 +220,15 @@ def headers_hash() -> str:
     return hashlib.sha256(text).hexdigest()
 
 
+def effort(text: str) -> tuple[str, ...]:
+    """How hard the compiler tries. The time of the dropped passes grows faster than straight-line
+    code does, and they find little in an expression graph that shares its subexpressions."""
+    return QUICK if len(text) > LONG else ("-O2",)
+
+
 def key_of(text: str, using: Compiler) -> str:
-    parts = (text, headers_hash(), using.facts, *using.command, *using.flags, *using.link)
+    flags = (*using.flags, *effort(text), *using.link)
+    parts = (text, headers_hash(), using.facts, *using.command, *flags)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
@@ -268,7 +276,7 @@ def compiled(text: str, using: Compiler, entry: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="build-", dir=entry.parent) as work:
         source, library = Path(work) / "program.cpp", Path(work) / "program.so"
         source.write_text(text)
-        objects = compile_parts(using, source, 2 if "OCP_PART" in text else 1)
+        objects = compile_parts(using, source, effort(text), 2 if "OCP_PART" in text else 1)
         run_checked(using, [*using.command, *using.link, *objects, "-o", str(library)])
         digest = hashlib.sha256(library.read_bytes()).hexdigest()
         path = entry.with_name(f"{entry.stem}-{digest[:16]}.so")
@@ -279,9 +287,9 @@ def compiled(text: str, using: Compiler, entry: Path) -> Path:
     return path
 
 
-def compile_parts(using: Compiler, source: Path, parts: int) -> list[str]:
+def compile_parts(using: Compiler, source: Path, flags: tuple[str, ...], parts: int) -> list[str]:
     """Object files of a source, its parts (macro OCP_PART) at the same time: half the wait."""
-    base = [*using.command, *using.flags, f"-I{HEADERS}", "-c", str(source), "-o"]
+    base = [*using.command, *using.flags, *flags, f"-I{HEADERS}", "-c", str(source), "-o"]
     objects = [str(source.with_suffix(f".{part}.o")) for part in range(1, parts + 1)]
     commands = [
         [*base, path, *([f"-DOCP_PART={part}"] if parts > 1 else [])]
