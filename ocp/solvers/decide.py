@@ -31,7 +31,7 @@ class Rules:
     damping_max: float = 1e10
     damping_down: float = 0.2  # after an accepted step of at least 1/2
     damping_up: float = 10.0  # after a refused one
-    first_damping: float = 0.1  # after a first step that the model did not predict
+    first_damping: float = 0.1  # after a first step that the model did not predict; 0: no matter
     short_step: float = 0.125  # an accepted step so short counts like a refused one
     second_order_below: float = 1e-2  # decrease, relative to 1 + |J|, that ends Gauss-Newton
     penalty_margin: float = 1.1  # over the smallest penalty under which the merit descends
@@ -154,6 +154,7 @@ def decide_within(r: Record, step_sizes: Tensor, rules: Limits) -> Decision:
     # off, the step leaps out of the valley the guess is in, to wherever: it is taken back.
     far = (chosen_decrease - chosen_expected).abs() > MODEL_ERROR * chosen_expected.abs()
     leap = accepted & far & (r.iterations == 0) & (r.damping == 0) & (r.gap == 0)
+    leap = leap & (rules.first_damping > 0)
     damping = torch.where(leap, rules.first_damping, damping)
     iterations = r.iterations + (running & ~converged & r.finite).to(r.iterations.dtype)
 
@@ -185,6 +186,6 @@ def decide_within(r: Record, step_sizes: Tensor, rules: Limits) -> Decision:
         status=stop,
         iterations=iterations,
         rollouts=torch.where(
-            running & ~converged, torch.where(accepted, choice + 1, step_sizes.shape[0]), 0
+            running & ~converged, torch.where(accepted | leap, choice + 1, step_sizes.shape[0]), 0
         ),
     )

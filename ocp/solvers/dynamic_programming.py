@@ -32,6 +32,7 @@ class ILQR(Solver):
     regularisation: Literal["control", "state"] = "control"
     name: ClassVar[str] = "ilqr"
     accepts_gaps: ClassVar[bool] = True
+    damped: ClassVar[bool] = True
 
     # -- whole iterations, where the engine makes them -------------------------------------------
     def recipe(self, state: State) -> Recipe | None:
@@ -39,7 +40,7 @@ class ILQR(Solver):
         usual = type(self).decide is Solver.decide and type(self).direction is ILQR.direction
         if not usual or self.mode is None or state.memory is not None:
             return None
-        limits = self.rules.limits(state.cost.dtype)
+        limits = self.own_rules.limits(state.cost.dtype)
         return Recipe(self.mode, self.regularisation == "state", self.trials, tuple(limits))
 
     @property
@@ -183,6 +184,7 @@ class LQR(ILQR):
     """
 
     name: ClassVar[str] = "lqr"
+    damped: ClassVar[bool] = False
 
     def init(self, problem: Problem, controls: object = None, states: object = None) -> State:
         state = super().init(problem, controls, states)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -92,6 +92,12 @@ class Solver:
     name: ClassVar[str] = ""
     starts_second_order: ClassVar[bool] = False
     accepts_gaps: ClassVar[bool] = False
+    damped: ClassVar[bool] = False  # whether `State.damping` shortens the steps of the method
+
+    @property
+    def own_rules(self) -> Rules:
+        """The rules, less what makes no sense for the method."""
+        return self.rules if self.damped else replace(self.rules, first_damping=0.0)
 
     def direction(self, state: State, expansion: Expansion) -> Direction:
         raise TypeError(f"{type(self).__name__} is no method: it has no direction.")
@@ -101,7 +107,7 @@ class Solver:
         return 0.5 ** torch.arange(self.trials, dtype=like.dtype, device=like.device)
 
     def decide(self, record: Record, step_sizes: Tensor) -> Decision:
-        return decide(record, step_sizes, self.rules)
+        return decide(record, step_sizes, self.own_rules)
 
     # -- the three functions -------------------------------------------------------------------
     @torch.no_grad()

@@ -93,7 +93,7 @@ class MSA(Solver):
         indifferent = -(torch.finfo(record.cost.dtype).max ** 0.5)
         # Nor does it matter when the cost stops to move: the controls may still do.
         record = record._replace(weak=torch.zeros_like(record.weak))
-        decision = decide(record, step_sizes, replace(self.rules, armijo=indifferent))
+        decision = decide(record, step_sizes, replace(self.own_rules, armijo=indifferent))
         return stalled(decision, (decision.status == Status.RUNNING) & ~decision.accepted)
 
     @torch.no_grad()
@@ -208,7 +208,7 @@ class EMSA(Solver):
             trial_finite=pick(record.trial_finite),
             damping=torch.zeros_like(record.damping),  # rho is no damping: it hides no descent
         )
-        decision = decide(one, step_sizes[:1], self.rules)
+        decision = decide(one, step_sizes[:1], self.own_rules)
         weights = self.weights(record.damping)
         after = torch.where(
             decision.accepted, pick(weights)[0] / self.growth, weights[-1] * self.growth
