@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 import ocp
-from ocp.engines import Eager
+from ocp.engines.native import build
+from ocp.engines.native.compiled import Refused, compiled_for
 from ocp.extras import EXTRAS, installed
 
 REQUIRED = ("torch", "numpy", "scipy", "networkx")
@@ -27,9 +28,10 @@ def doctor() -> dict[str, dict[str, Any]]:
             "torch-ocp": ocp.__version__,
             "location": str(Path(ocp.__file__).parent),
             "methods": ", ".join(ocp.METHODS),
-            "engines": Eager.name,
-            "self-test": self_test(),
+            "engines": "eager, native",
+            "self-test": self_test("eager"),
         },
+        "native engine": native(),
         "python": {
             "version": platform.python_version(),
             "executable": sys.executable,
@@ -82,15 +84,36 @@ def devices() -> list[str]:
     return found
 
 
-def self_test() -> str:
-    """Solve ``min u0^2 + u1^2 + x2^2, x' = x + u, x0 = 3`` by LQR: J = 3, by hand."""
+def native() -> dict[str, str]:
+    """What compiles, where libraries are kept, how wide they compute; or what is missing."""
+    default = {"auto means": os.environ.get("OCP_ENGINE", "native where it can")}
+    try:
+        compiler, cache = build.compiler(), build.cache_directory()
+        width = compiled_for(example()).info
+    except (build.BuildError, Refused) as error:
+        return default | {"compiler": f"missing: {error}"}
+    kept = len(list(cache.glob("*.json")))
+    return default | {
+        "compiler": f"{' '.join(compiler.command)} ({compiler.version})",
+        "cache": f"{cache}, {kept} programs",
+        "SIMD": f"{width.lanes} numbers of {width.bytes} bytes at a time",
+        "self-test": self_test("native"),
+    }
+
+
+def example() -> ocp.Problem:
+    """``min u0^2 + u1^2 + x2^2, x' = x + u, x0 = 3``: J = 3, by hand."""
     x0 = torch.tensor([3.0], dtype=torch.float64)
     two = 2 * torch.ones(1, dtype=torch.float64)
-    problem = ocp.Problem(
-        lambda x, u, t: x + u, ocp.QuadraticCost(Q=0 * two, R=two, Q_final=two), x0, 2, 1
-    )
+    cost = ocp.QuadraticCost(Q=0 * two, R=two, Q_final=two)
+    return ocp.Problem(lambda x, u, t: x + u, cost, x0, 2, 1)
+
+
+def self_test(engine: str) -> str:
+    """Solve the example by LQR."""
+    problem = example()
     begin = time.perf_counter()
-    solution = ocp.solve(problem, "lqr", progress=False)
+    solution = ocp.solve(problem, "lqr", progress=False, engine=engine)
     seconds = time.perf_counter() - begin
     if bool(solution.converged) and abs(float(solution.cost) - 3.0) < 1e-9:
         return f"passed in {seconds:.2f} s"

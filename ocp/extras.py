@@ -9,6 +9,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "plot": ("matplotlib", "PIL"),
     "progress": ("rich",),
     "mujoco": ("mujoco",),
+    "native": ("ziglang",),
 }
 """Extra -> the modules it brings, by the names they are imported under."""
 

@@ -80,4 +80,4 @@ def test_doctor_notices_a_solver_that_is_wrong(monkeypatch):
         return right(problem.replace(x0=2 * problem.x0), *args, **kwargs)
 
     monkeypatch.setattr(ocp, "solve", wrong)
-    assert self_test().startswith("FAILED")
+    assert self_test("eager").startswith("FAILED")
