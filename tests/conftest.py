@@ -9,4 +9,4 @@ import os
 import torch
 
 torch.set_num_threads(1)
-os.environ["OCP_ENGINE"] = "eager"
+os.environ.setdefault("OCP_ENGINE", "eager")
