@@ -109,7 +109,7 @@ def check(module: Any, definition: Any, contestant: Contestant, solution: ocp.So
     if abs(contestant.replay - reported) > SAME * abs(reported):
         closed = float(closed_loop(module, definition, solution))
         print(
-            f"  {contestant.name}: cost {reported:.8g}, replay {contestant.replay:.8g}, by policy {closed:.8g}"
+            f"  {contestant.name}: cost {reported:.8g}, replay {contestant.replay:.8g}, closed {closed:.8g}"
         )
 
 

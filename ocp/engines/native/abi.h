@@ -93,7 +93,7 @@ OCP_FN void sweep_group(
     pass.vxx = arena.take<V>((T + 1) * n * n);
   }
   g.given = call.given.fz || call.given.table ? &call.given : nullptr;
-  g.begin();
+  g.begin(any(pass.full));
   const Promise<V> promise = sweep(pass, g);
   scatter(g.k, T, B, m, g.rows, count, call.k);
   scatter(g.K, T, B, m * n, g.rows, count, call.K);
