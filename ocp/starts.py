@@ -305,6 +305,9 @@ def begin(solver: Solver, problem: Problem, guess: Guess) -> State:
 
 def charged(state: State, solver: Solver, guesses: Sequence[Guess]) -> State:
     """The state with the counts of its guesses; without iterations left it does not run."""
+    free = all(getattr(g, k) is Guess._field_defaults[k] for g in guesses for k in SPENT)
+    if free and solver.rules.max_iterations > 0:
+        return state
     none = torch.zeros_like(state.iterations.reshape(len(guesses), -1)[0])
     counts: dict[str, Any] = {k: torch.cat([none + getattr(g, k) for g in guesses]) for k in SPENT}
     out = (state.status == Status.RUNNING) & (counts["iterations"] >= solver.rules.max_iterations)

@@ -75,6 +75,19 @@ class Sweep(NamedTuple):
     failed: Tensor  # (B,) int: last stage with Q_uu not positive definite on free controls; -1 none
 
 
+class Appraisal(NamedTuple):
+    """A trajectory without gaps, judged without damping: what a certificate needs.
+
+    Of the models whose Q_uu is definite on free controls the first in: second order; that damped
+    at the level of rounding; Gauss-Newton.
+    """
+
+    sweep: Sweep
+    costates: Stages  # (B, n), T + 1 of them
+    hus: Stages  # (B, m): H_u along them
+    indefinite: Tensor  # (B,) int: last stage at which both second-order Q_uu are not; or -1
+
+
 class Trials(NamedTuple):
     xs: Stages  # (A, B, n), T + 1 of them
     us: Stages  # (A, B, m)
@@ -103,6 +116,7 @@ class Engine(Protocol):
     def curvature(self, xs: Stages, us: Stages) -> SecondOrder: ...
     def curvature_along(self, xs: Stages, us: Stages, ps: Stages) -> SecondOrder: ...
     def costates(self, expansion: Expansion) -> tuple[Stages, Stages]: ...
+    def appraise(self, xs: Stages, us: Stages) -> Appraisal: ...
     def linear_rollout(
         self, expansion: Expansion, policy: Policy, gaps: Stages | None
     ) -> tuple[Stages, Stages]: ...

@@ -126,10 +126,9 @@ class Solver:
                 problem.lower,
                 problem.upper,
             )
-        gaps = None
+        gaps, gap = None, problem.x0.new_zeros(problem.batch)
         if states is None:
             xs = engine.rollout(us)
-            gap = torch.zeros_like(us[0].sum(dim=-1))
         elif self.accepts_gaps:
             xs = layout.states_in(problem, states)
             gaps = engine.gaps(xs, us)
@@ -137,10 +136,8 @@ class Solver:
         else:
             raise ValueError(f"method {self.name!r} rolls its controls out: it takes no states.")
         cost = engine.total_cost(xs, us)
-        fine = torch.isfinite(cost) & torch.isfinite(gap) & finite(xs)
-        zero = torch.zeros_like(cost)
+        fine = torch.isfinite(cost + gap) & finite(xs)
         count = torch.zeros_like(cost, dtype=torch.int64)
-        status = torch.where(fine, int(Status.RUNNING), int(Status.NON_FINITE)) + count
         return State(
             engine=engine,
             xs=xs,
@@ -150,15 +147,15 @@ class Solver:
             cost=cost,
             gap=gap,
             start_cost=cost,
-            damping=zero + self.rules.damping_start,
-            penalty=zero,
-            second_order=(zero > 0) | self.starts_second_order,
+            damping=torch.full_like(cost, self.rules.damping_start),
+            penalty=torch.zeros_like(cost),
+            second_order=torch.full_like(fine, self.starts_second_order),
             weak=count,
-            status=status,
+            status=torch.where(fine, int(Status.RUNNING), int(Status.NON_FINITE)),
             iterations=count,
             rollouts=count,
             sweeps=count,
-            residual=zero + torch.inf,
+            residual=torch.full_like(cost, torch.inf),
             rows=(),
         )
 

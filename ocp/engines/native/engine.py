@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from ctypes import addressof, byref
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ocp.engines.base import Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
+from ocp.engines.base import Appraisal, Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
 from ocp.engines.eager import Eager
 from ocp.engines.native import abi
 from ocp.engines.native.compiled import Compiled, compiled_for, forget
@@ -135,19 +136,33 @@ class Native(Eager):
     ) -> Sweep:
         if curvature is not None and not isinstance(curvature, SecondOrder):
             return super().sweep(expansion, us, gaps, damping, curvature, on_state)
-        T, B, n, m = self.sizes
+        B = self.problem.batch
         given = [dense(v) for v in expansion[:5]]
         full = table = states = None
         if curvature is not None:
             every = torch.ones(B, dtype=INT)
             full = every if curvature.full is None else curvature.full.to(INT)
             table, states = optional(curvature.table), dense(curvature.xs)
+        arrays = (*given, table, states, dense(us), optional(gaps), damping.contiguous(), full)
+        return self._sweep(arrays, on_state)
+
+    def appraise(self, xs: Stages, us: Stages) -> Appraisal:
+        T, B, n, m = self.sizes
+        ps, hus = self.new(T + 1, B, n), self.new(T, B, m)
+        damping, full = self.new(B).zero_(), torch.ones(B, dtype=INT)
+        indefinite = torch.empty(B, dtype=INT)
+        arrays = (*(None,) * 6, dense(xs), dense(us), None, damping, full)
+        sweep = self._sweep(arrays, False, ps, hus, indefinite)
+        return Appraisal(sweep, ps, hus, indefinite)
+
+    def _sweep(self, arrays: tuple[Tensor | None, ...], on_state: bool, *judged: Tensor) -> Sweep:
+        """Arrays as in `abi.SweepCall`; ``judged``: costates, H_u and the indefinite stage."""
+        T, B, n, m = self.sizes
         k, K = self.new(T, B, m), self.new(T, B, m, n)
         vx, vxx = self.new(T + 1, B, n), self.new(T + 1, B, n, n)
-        slope, bend, residual = self.new(3, B)
-        failed, finite = torch.empty(2, B, dtype=INT)
-        arrays = (*given, table, states, dense(us), optional(gaps), damping.contiguous(), full)
-        results = k, K, vx, vxx, slope, bend, residual, failed, finite
+        slope, bend, residual = self.new(3, B).unbind()
+        failed, finite = torch.empty(2, B, dtype=INT).unbind()
+        results = k, K, vx, vxx, *(judged or (None,) * 3), slope, bend, residual, failed, finite
         pointers = [*map(address, arrays), int(on_state), *map(address, results)]
         request = abi.SweepCall(*pointers)  # a name: it has to outlive the call
         self.call("ocp_sweep", addressof(request))
@@ -179,9 +194,8 @@ class Native(Eager):
         reals = torch.stack([getattr(state, k) for k in abi.REALS])
         counts = torch.stack([getattr(state, k).to(INT) for k in abi.COUNTS])
         rows = self.new(most, len(abi.ROWS), B)
-        limits = torch.tensor(recipe.limits, dtype=self.x0.dtype)
-        sizes = 0.5 ** torch.arange(recipe.trials, dtype=self.x0.dtype)
-        taken, handed = torch.empty(2, B, dtype=INT)
+        limits, sizes = recipe_numbers(recipe, self.x0.dtype)
+        taken, handed = torch.empty(2, B, dtype=INT).unbind()
         arrays = (*copies, gaps, reals, counts, rows, taken, handed, limits)
         modes = recipe.second_order, int(recipe.on_state)
         request = abi.Iterate(most, *modes, address(sizes), *map(address, arrays))
@@ -211,6 +225,13 @@ def make_native(problem: Problem) -> Native:
     except Changed:  # a tensor that the functions see has another shape: another program
         forget(problem)
         return Native(problem, compiled_for(problem))
+
+
+@functools.lru_cache(maxsize=16)
+def recipe_numbers(recipe: Recipe, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Its limits, and the step sizes 1, 1/2, ...."""
+    limits = torch.tensor(recipe.limits, dtype=dtype)
+    return limits, 0.5 ** torch.arange(recipe.trials, dtype=dtype)
 
 
 def address(value: Tensor | None) -> int:

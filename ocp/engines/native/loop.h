@@ -109,7 +109,8 @@ template <class V> OCP_FN Direction<V> direction(Lanes<V>& w) {
   Direction<V> out;
   out.gaps = w.call->gaps && any(w.active & (w.numbers[GAP] > V(0)));
   Pass<V> pass = {g.data, g.u, out.gaps ? g.gap : nullptr, w.numbers[DAMPING],
-                     w.call->on_state != 0, second_order(w), g.k, g.K, nullptr, nullptr};
+                     w.call->on_state != 0, second_order(w), g.k, g.K, nullptr, nullptr,
+                  nullptr, nullptr};
   g.begin();
   out.promise = sweep(pass, g);
   const auto failed = w.active & (out.promise.failed >= V(0)), dropping = failed & pass.full;
