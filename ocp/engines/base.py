@@ -103,6 +103,22 @@ class Recipe(NamedTuple):
     limits: tuple[float, ...]  # `Limits`
 
 
+class Prepared(Protocol):
+    """A few iterations again and again, see `ocp.RecedingHorizon`."""
+
+    xs: Tensor  # (T + 1, B, n), (T, B, m), (T, B, m, n): a trajectory and its feedback
+    us: Tensor
+    K: Tensor
+    plan: list[Tensor]  # the same three, shifted: what the last call began from
+    status: Tensor  # (B,)
+
+    def load(self, xs: Tensor, us: Tensor, K: Tensor) -> None:
+        """What the next call begins from."""
+
+    def __call__(self, engine: Any) -> bool:
+        """Shift, roll out, iterate; False where pieces have to be asked for instead."""
+
+
 class Engine(Protocol):
     """The computations a solver is made of. All are batched; none changes its arguments."""
 
@@ -135,3 +151,7 @@ class Engine(Protocol):
     def iterate(self, state: Any, recipe: Recipe, most: int) -> Any:
         """A solver's `State` after up to ``most`` iterations; None if the engine has none to make:
         the solver then asks for the pieces."""
+
+    def prepare(self, recipe: Recipe, damping: float, steps: int, shift: int) -> Prepared | None:
+        """`iterate` for many solves of one form, each from the plan of the one before; None if it
+        has nothing of the kind."""

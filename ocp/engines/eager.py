@@ -16,6 +16,7 @@ from ocp.engines.base import (
     Curvature,
     Expansion,
     Policy,
+    Prepared,
     Recipe,
     SecondOrder,
     Sweep,
@@ -219,6 +220,10 @@ class Eager:
 
     def iterate(self, state: Any, recipe: Recipe, most: int) -> None:
         """Iterations are the solver's business here."""
+
+    def prepare(self, recipe: Recipe, damping: float, steps: int, shift: int) -> Prepared | None:
+        """There is nothing to set up beforehand."""
+        return None
 
     # -- batching ------------------------------------------------------------------------------
     def data(self, samples: int) -> dict[str, Tensor]:

@@ -51,6 +51,7 @@ class State(NamedTuple):
     sweeps: Tensor
     residual: Tensor
     rows: tuple[dict[str, Tensor], ...]  # the history: blocks of k steps, (k, B) each
+    feedback: Stages | None = None  # (B, m, n): K of the last backward pass, if it gives one
     memory: Tensor | None = None  # (k, B, ...): what a method keeps of earlier steps
 
     @property
@@ -171,6 +172,10 @@ class Solver:
         record = self.record(state, expansion, direction, trials)
         return advance(state, direction, trials, self.decide(record, sizes))
 
+    def recipe(self, state: State) -> engines.Recipe | None:
+        """What an engine that makes whole iterations has to know; None: it cannot make them."""
+        return None
+
     def steps(self, problem: Problem, state: State, most: int) -> State:
         """At least one and up to ``most`` iterations: one, unless the engine makes many at once."""
         return self.step(problem, state)
@@ -249,6 +254,7 @@ def advance(state: State, direction: Direction, trials: Trials, decision: Decisi
         sweeps=state.sweeps + one * direction.sweeps,
         residual=torch.where(running, direction.residual, state.residual),
         rows=(*state.rows, {name: value[None] for name, value in row.items()}),
+        feedback=direction.policy.K,
         memory=direction.memory,
     )
 

@@ -43,7 +43,7 @@ class Iterate(Structure):
 
     _fields_ = fields(
         "steps:i method:i on_state:i step_sizes:p xs:p us:p gaps:p reals:p counts:p rows:p "
-        "taken:p handed:p limits:p"
+        "taken:p handed:p limits:p K:p"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from ctypes import addressof, byref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from ocp.engines.native import abi
 from ocp.engines.native.compiled import Compiled, compiled_for, forget
 from ocp.engines.native.sources import Changed
 from ocp.problem import Problem, Stages
+
+if TYPE_CHECKING:
+    from ocp.engines.native.prepared import Prepared
 
 INT = torch.int64
 
@@ -42,10 +45,14 @@ class Native(Eager):
     def call(self, entry: str, *arguments: Any) -> Any:
         if self.work is None:
             size = self.library.ocp_work_bytes(byref(self.data_block))
-            self.work = torch.empty(size, dtype=torch.uint8)
-            self.data_block.work = self.work.data_ptr()
+            self.use(torch.empty(size, dtype=torch.uint8))
         ready = [address(a) if a is None or isinstance(a, Tensor) else a for a in arguments]
         return getattr(self.library, entry)(addressof(self.data_block), *ready)
+
+    def use(self, work: Tensor) -> None:
+        """As work memory, that of an engine of another problem of the same form for instance."""
+        self.work = work
+        self.data_block.work = work.data_ptr()
 
     def new(self, *shape: int) -> Tensor:
         return self.x0.new_empty(shape)
@@ -188,7 +195,7 @@ class Native(Eager):
         """The loop of iLQR and DDP in one call; the decisions are the compiled `decide`."""
         if recipe.trials != self.info.trials:
             return None
-        B = self.problem.batch
+        T, B, n, m = self.sizes
         copies = [dense(v).clone() for v in (state.xs, state.us)]
         gaps = None if state.gaps is None else dense(state.gaps).clone()
         reals = torch.stack([getattr(state, k) for k in abi.REALS])
@@ -196,7 +203,9 @@ class Native(Eager):
         rows = self.new(most, len(abi.ROWS), B)
         limits, sizes = recipe_numbers(recipe, self.x0.dtype)
         taken, handed = torch.empty(2, B, dtype=INT).unbind()
-        arrays = (*copies, gaps, reals, counts, rows, taken, handed, limits)
+        before = state.feedback  # of problems that do not run any more
+        K = self.new(T, B, m, n).zero_() if before is None else dense(before).clone()
+        arrays = (*copies, gaps, reals, counts, rows, taken, handed, limits, K)
         modes = recipe.second_order, int(recipe.on_state)
         request = abi.Iterate(most, *modes, address(sizes), *map(address, arrays))
         steps = self.call("ocp_iterate", addressof(request))
@@ -211,7 +220,13 @@ class Native(Eager):
             gaps = None
         xs, us = copies
         rows_now = (*state.rows, {**block, **flags})
-        return state._replace(xs=xs, us=us, gaps=gaps, rows=rows_now, **numbers)
+        return state._replace(xs=xs, us=us, gaps=gaps, feedback=K, rows=rows_now, **numbers)
+
+    def prepare(self, recipe: Recipe, damping: float, steps: int, shift: int) -> Prepared | None:
+        from ocp.engines.native.prepared import Prepared
+
+        known = recipe.trials == self.info.trials
+        return Prepared(self, recipe, damping, steps, shift) if known else None
 
 
 def make_native(problem: Problem) -> Native:
