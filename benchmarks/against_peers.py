@@ -108,9 +108,8 @@ def check(module: Any, definition: Any, contestant: Contestant, solution: ocp.So
     reported = float(solution.cost)
     if abs(contestant.replay - reported) > SAME * abs(reported):
         closed = float(closed_loop(module, definition, solution))
-        print(
-            f"  {contestant.name}: cost {reported:.8g}, replay {contestant.replay:.8g}, closed {closed:.8g}"
-        )
+        told = f"cost {reported:.8g}, replay {contestant.replay:.8g}, by policy {closed:.8g}"
+        print(f"  {contestant.name}: {told}")
 
 
 def show(rows: list[dict[str, Any]]) -> None:
