@@ -2,8 +2,20 @@
 //
 // They are half of what there is to compile: with OCP_PART 1 a unit has nothing else, with 2 all
 // the rest, so that both compile at the same time; without it, one unit has both.
+//
+// Those of a single problem with a tape (OCP_DUAL) are computed sample by sample, the directions
+// side by side: they are wanted one stage after another.
 #pragma once
 #include "sweep.h"
+
+#ifndef OCP_DUAL
+#define OCP_DUAL 0
+#endif
+#if defined(OCP_SINGLE) && OCP_SINGLE && OCP_DUAL
+#define OCP_ALONG_Z 1
+#else
+#define OCP_ALONG_Z 0
+#endif
 
 namespace ocp {
 
@@ -11,10 +23,33 @@ typedef Pack<Real, OCP_LANES> Wide;  // as many numbers as the machine computes 
 
 void f_contracted(const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H);
 
+#if OCP_ALONG_Z  // of one sample
+void f_contracted(const Real* x, const Real* u, const Context<Real>& c, const Real* v, Real* H);
+#endif
+
 #if OCP_SECOND_ORDER && (!defined(OCP_PART) || OCP_PART == 1)
+#if OCP_ALONG_Z
+void f_contracted(const Real* x, const Real* u, const Context<Real>& c, const Real* v, Real* H) {
+  Model::f_contracted(x, u, c, v, H);
+}
+void f_contracted(const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H) {
+  Real at_x[n], at_u[m], along[n], out[d * d];
+  for (int l = 0; l < OCP_LANES; ++l) {
+    Context<Real> one;
+    one.shared = c.shared;
+    one.row[0] = c.row[l];
+    one.stage[0] = c.stage[l];
+    for (int i = 0; i < n; ++i) at_x[i] = get(x[i], l), along[i] = get(v[i], l);
+    for (int i = 0; i < m; ++i) at_u[i] = get(u[i], l);
+    f_contracted(at_x, at_u, one, along, out);
+    for (int i = 0; i < d * d; ++i) set(H[i], l, out[i]);
+  }
+}
+#else
 void f_contracted(const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H) {
   Model::f_contracted(x, u, c, v, H);
 }
+#endif
 #endif
 
 }  // namespace ocp

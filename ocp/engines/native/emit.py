@@ -8,16 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ocp.engines.native.derive import Derivatives
-from ocp.engines.native.graph import Graph, TooLarge
+from ocp.engines.native.forms import (
+    Function,
+    Matrix,
+    Output,
+    all_ids,
+    choose,
+    operations,
+    tape_text,
+)
+from ocp.engines.native.graph import Graph, TooLarge, Weights
 from ocp.engines.native.recorder import Recorder
-from ocp.engines.native.solves import expand_solves
 from ocp.engines.native.sources import Block, problem_numbers, shared_numbers
 from ocp.engines.native.surroundings import Surroundings
 from ocp.engines.native.trace import described, trace_numbers, trace_problem
@@ -25,7 +32,9 @@ from ocp.engines.native.values import Untraceable
 from ocp.problem import Problem
 from ocp.solvers.decide import Limits, Record, Rules, decide_within
 
-LIMIT = 20_000  # scalar operations of all functions together
+LIMIT = 40_000  # scalar operations of all functions together
+SCALAR = 2_000  # scalar operations of one function's derivatives; beyond, tangents
+MANY = 200  # zeros of an output that are written by a loop
 CREATED = 10  # times the limit: nodes that may be made on the way
 
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "eq": "=="}
@@ -43,13 +52,6 @@ COMPOSED = {
 }
 
 
-class Output(NamedTuple):
-    """An array a function writes, and what into it."""
-
-    name: str
-    ids: list[int]
-
-
 @dataclass(frozen=True, eq=False)
 class Program:
     """The text for one problem, and where its run-time numbers come from.
@@ -59,7 +61,7 @@ class Program:
         nodes: scalar operations in it, by function.
         par: sources of the shared numbers, in order of first use.
         dat: sources of the per-problem numbers.
-        graph, outputs: the expressions behind the text, for checks.
+        graph, functions: the expressions behind the text, and their forms.
         surroundings: what the functions see; `stale` asks it.
     """
 
@@ -68,7 +70,7 @@ class Program:
     par: Block
     dat: Block
     graph: Graph
-    outputs: dict[str, list[Output]]
+    functions: dict[str, Function]
     surroundings: Surroundings
 
     def stale(self) -> str | None:
@@ -85,8 +87,12 @@ class Program:
 
 
 # -- the model -----------------------------------------------------------------------------------
-def model(problem: Problem, limit: int = LIMIT) -> Program:
+def model(problem: Problem, limit: int = LIMIT, scalar: int = SCALAR) -> Program:
     """Trace, differentiate and write the program of a problem.
+
+    Args:
+        limit: scalar operations that are allowed.
+        scalar: of them for the derivatives of one function; more, and it gets a tape.
 
     Raises:
         Untraceable: what cannot be translated, with the operation and the user's line; stages or
@@ -100,24 +106,38 @@ def model(problem: Problem, limit: int = LIMIT) -> Program:
     recorder = Recorder(problem.x0.dtype, problem.horizon, CREATED * limit, described, problem)
     values = trace_problem(problem, recorder)
     g = recorder.graph
-    outputs: dict[str, list[Output]] = {}
+    made: dict[str, Function] = {}
     nodes: dict[str, int] = {}
     try:
-        for name, pieces in functions(g, {k: v.tolist() for k, v in values.items()}, n, m):
-            outputs[name] = [Output(p.name, expand_solves(g, p.ids)) for p in pieces]
-            nodes[name] = operations(g, all_ids(outputs[name]))
+        for name, plain, matrix in functions(g, {k: v.tolist() for k, v in values.items()}, n, m):
+            made[name] = choose(g, plain, matrix, scalar)
+            nodes[name] = operations(g, all_ids(made[name].outputs))
             if sum(nodes.values()) > limit:
-                made = f"{sum(nodes.values())} scalar operations up to {name}"
-                raise Untraceable("problem", f"{made}, {limit} are allowed", "")
+                count = f"{sum(nodes.values())} scalar operations up to {name}"
+                raise Untraceable("problem", f"{count}, {limit} are allowed", "")
     except TooLarge as error:
         raise Untraceable("problem", f"{error} on the way, {limit} are allowed", "") from error
-    par, dat = recorder.shared, recorder.data
-    writer = Writer(g, par.places(), dat.places())
-    text = "struct Model {\n" + f"  static constexpr int n = {n}, m = {m};\n"
-    for name, pieces in outputs.items():
-        text += writer.function(name, SIGNATURES[name], pieces)
+    text = model_text(g, made, n, m, recorder.shared.places(), recorder.data.places())
     recorder.surroundings.settle()
-    return Program(text + "};\n", nodes, par, dat, g, outputs, recorder.surroundings)
+    return Program(
+        text, nodes, recorder.shared, recorder.data, g, made, recorder.surroundings
+    )
+
+
+def model_text(
+    g: Graph, made: dict[str, Function], n: int, m: int, par: Sequence[int], dat: Sequence[int]
+) -> str:
+    """``struct Model``."""
+    writer = Writer(g, par, dat)
+    text = "struct Model {\n" + f"  static constexpr int n = {n}, m = {m};\n"
+    for name, function in made.items():
+        if function.tape is None:
+            text += writer.function(name, SIGNATURES[name], function.outputs)
+        else:
+            text += writer.function(f"{name}_parts", SIGNATURES[name], function.outputs)
+            text += tape_text(name, SIGNATURES[name], function, par)
+    dual = int(made["f_contracted"].tape is not None)
+    return f"#define OCP_DUAL {dual}\n" + text + "};\n"
 
 
 SIGNATURES = {
@@ -133,30 +153,18 @@ SIGNATURES = {
 
 def functions(
     g: Graph, values: dict[str, list[int]], n: int, m: int
-) -> Iterator[tuple[str, list[Output]]]:
+) -> Iterator[tuple[str, list[Output], Matrix | None]]:
     """All functions of the model: values, and derivatives by z = (x, u), row by row."""
     x, u = ([g.leaf(kind, i) for i in range(size)] for kind, size in (("x", n), ("u", m)))
     by_z, by_x = Derivatives(g, x + u), Derivatives(g, x)
     for name, ids in values.items():
-        yield name, [Output("y", ids)]
+        yield name, [Output("y", ids)], None
     for name, of in (("l", by_z), ("phi", by_x)):
         gradient = of.gradient(values[name], [g.one])
-        yield f"{name}_expansion", [Output("g", gradient), Output("H", flat(of.hessian(gradient)))]
-    yield "f_jacobian", [Output("F", flat(by_z.jacobian(values["f"])))]
+        yield f"{name}_expansion", [Output("g", gradient)], Matrix("H", gradient, of, True)
+    yield "f_jacobian", [], Matrix("F", values["f"], by_z)
     along = by_z.gradient(values["f"], [g.leaf("v", i) for i in range(n)])
-    yield "f_contracted", [Output("H", flat(by_z.hessian(along)))]
-
-
-def flat(rows: Iterable[Sequence[int]]) -> list[int]:
-    return [entry for row in rows for entry in row]
-
-
-def all_ids(pieces: Iterable[Output]) -> list[int]:
-    return flat(piece.ids for piece in pieces)
-
-
-def operations(g: Graph, roots: Sequence[int]) -> int:
-    return sum(g.ops[i] not in ("number", "leaf") for i in g.reachable(roots))
+    yield "f_contracted", [], Matrix("H", along, by_z, True)
 
 
 # -- the decisions -------------------------------------------------------------------------------
@@ -234,6 +242,12 @@ class Writer:
                 names[i] = number(self.graph.data[i])
             elif op == "stop":
                 names[i] = names[args[0]]
+            elif op == "entry":
+                names[i] = f"{names[args[0]]}[{self.graph.data[i]}]"
+            elif op == "matvec":
+                names[i] = f"a{count}"
+                count += 1
+                lines += self._product(names[i], self.graph.data[i], [names[a] for a in args])
             else:
                 names[i] = f"a{count}"
                 count += 1
@@ -241,8 +255,25 @@ class Writer:
                 text = self._expression(i, [names[a] for a in args])
                 lines.append(f"    const {kind} {names[i]} = {text};")
         for o in outputs:
-            lines += [f"    {o.name}[{k}] = {names[i]};" for k, i in enumerate(o.ids)]
+            lines += self._stores(o, names)
         return "\n".join([*lines, "  }", ""])
+
+    def _stores(self, o: Output, names: dict[int, str]) -> list[str]:
+        """Zeros by a loop where they are many: an assignment each costs time to compile."""
+        filled = [k for k, i in enumerate(o.ids) if i != self.graph.zero]
+        if len(o.ids) - len(filled) < MANY:
+            return [f"    {o.name}[{k}] = {names[i]};" for k, i in enumerate(o.ids)]
+        loop = f"    for (int k = 0; k < {len(o.ids)}; ++k) {o.name}[k] = V(0.0);"
+        return [loop, *(f"    {o.name}[{k}] = {names[o.ids[k]]};" for k in filled)]
+
+    def _product(self, name: str, w: Weights, x: list[str]) -> list[str]:
+        sizes = f"{w.rows}, {w.columns}, {w.row_step}, {w.column_step}"
+        place = self.bases["par"][w.source] + w.offset
+        return [
+            f"    const V {name}_in[] = {{{', '.join(x)}}};",
+            f"    V {name}[{w.rows}];",
+            f"    matvec<{sizes}>(c.shared + {place}, {name}_in, {name});",
+        ]
 
     def _expression(self, i: int, args: list[str]) -> str:
         op = self.graph.ops[i]

@@ -164,7 +164,7 @@ template <class V> struct Group {
   // v . f_zz. A single problem fills all lanes with itself: as fast, and half the text to compile.
   OCP_METHOD void contract(Int t, const V* v, V* H) {
 #if OCP_SECOND_ORDER
-    if constexpr (lanes == 1) {
+    if constexpr (lanes == 1 && !OCP_ALONG_Z) {
       const Int same[OCP_LANES] = {};
       Context<Wide> wide = context_of<Wide>(*data, same);
       Wide at_x[n], at_u[m], along[n], out[d * d];
