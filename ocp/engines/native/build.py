@@ -41,7 +41,7 @@ FLAGS = (
     "-Wno-psabi",
     "-pthread",
 )
-QUICK = ("-O1", "-fno-tree-dse", "-fno-tree-fre", "-fno-tree-pre")
+QUICK = ("-O2", "-fno-tree-pre")
 LONG = 150_000  # characters of a program that is compiled with those, in a third of the time
 MACHINE = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
 

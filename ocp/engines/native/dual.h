@@ -15,30 +15,77 @@
 
 namespace ocp {
 
+// The functions of maths.h as calls: inlined hundreds of times they would take minutes to compile.
+namespace apart {
+#define OCP_CALL(name) template <class V> OCP_APART V name(V x) { return ocp::name(x); }
+#define OCP_CALL2(name) template <class V> OCP_APART V name(V a, V b) { return ocp::name(a, b); }
+OCP_CALL(sin) OCP_CALL(cos) OCP_CALL(tan) OCP_CALL(asin) OCP_CALL(acos) OCP_CALL(atan)
+OCP_CALL(sinh) OCP_CALL(cosh) OCP_CALL(tanh) OCP_CALL(exp) OCP_CALL(expm1) OCP_CALL(log)
+OCP_CALL(log1p) OCP_CALL(erf) OCP_CALL2(atan2) OCP_CALL2(pow)
+#undef OCP_CALL
+#undef OCP_CALL2
+}  // namespace apart
+
 enum Instruction { COMBINE, TAPE_ROW, MATVEC, TAPE_END };
 
-// y (rows) = W x, entries of W `row_step` and `column_step` apart.
-template <int rows, int columns, int row_step, int column_step, class V>
-OCP_FN void matvec(const Real* W, const V* x, V* y) {
-  for (int i = 0; i < rows; i += 4) {
-    const int count = rows - i < 4 ? rows - i : 4;
-    V sum[4] = {V(0), V(0), V(0), V(0)};
-    if (count == 4) {
-      for (int k = 0; k < columns; ++k) {
-        const Real* w = W + i * row_step + k * column_step;
-        const V at = x[k];
-        sum[0] += V(w[0]) * at;
-        sum[1] += V(w[row_step]) * at;
-        sum[2] += V(w[2 * row_step]) * at;
-        sum[3] += V(w[3 * row_step]) * at;
-      }
-    } else {
-      for (int r = 0; r < count; ++r)
-        for (int k = 0; k < columns; ++k)
-          sum[r] += V(W[(i + r) * row_step + k * column_step]) * x[k];
-    }
-    for (int r = 0; r < count; ++r) y[i + r] = sum[r];
+// y (count) = W x, entries of W `row_step` and `column_step` apart.
+template <int count, int columns, int row_step, int column_step, class V>
+OCP_FN void matvec_rows(const Real* W, const V* x, V* y) {
+  V sum[count];
+  OCP_UNROLL
+  for (int i = 0; i < count; ++i) sum[i] = V(W[i * row_step]) * x[0];
+  for (int k = 1; k < columns; ++k) {
+    OCP_UNROLL
+    for (int i = 0; i < count; ++i) sum[i] += V(W[i * row_step + k * column_step]) * x[k];
   }
+  OCP_UNROLL
+  for (int i = 0; i < count; ++i) y[i] = sum[i];
+}
+
+// The same for scalars: R of them at once, along the rows or the columns that lie side by side.
+template <int count, int columns, int row_step, class R, class V>
+OCP_FN void matvec_dots(const Real* W, const V* x, V* y) {
+  constexpr int step = int(sizeof(R) / sizeof(V)), whole = columns / step * step;
+  R sum[count];
+  OCP_UNROLL
+  for (int i = 0; i < count; ++i) sum[i] = R(0);
+  for (int k = 0; k < whole; k += step) {
+    const R at = load<R>(x + k);
+    OCP_UNROLL
+    for (int i = 0; i < count; ++i) sum[i] += load<R>(W + i * row_step + k) * at;
+  }
+  OCP_UNROLL
+  for (int i = 0; i < count; ++i) {
+    V total = V(0);
+    OCP_UNROLL
+    for (int l = 0; l < step; ++l) total += get(sum[i], l);
+    for (int k = whole; k < columns; ++k) total += W[i * row_step + k] * x[k];
+    y[i] = total;
+  }
+}
+template <int columns, int column_step, class R, class V>
+OCP_FN void matvec_strip(const Real* W, const V* x, V* y) {
+  R sum = R(0);
+  for (int k = 0; k < columns; ++k) sum += R(x[k]) * load<R>(W + k * column_step);
+  store(sum, y);
+}
+
+// y (rows) = W x
+template <int rows, int columns, int row_step, int column_step, class V>
+OCP_APART void matvec(const Real* W, const V* x, V* y) {
+  typedef typename Chunk<V>::type R;
+  constexpr int step = Chunk<V>::size;
+  constexpr bool dots = step > 1 && column_step == 1 && columns >= step;
+  constexpr bool strips = !dots && step > 1 && row_step == 1;
+  constexpr int block = dots ? 4 : strips ? step : 8, whole = rows / block * block;
+  for (int i = 0; i < whole; i += block) {
+    const Real* from = W + i * row_step;
+    if constexpr (dots) matvec_dots<block, columns, row_step, R>(from, x, y + i);
+    else if constexpr (strips) matvec_strip<columns, column_step, R>(from, x, y + i);
+    else matvec_rows<block, columns, row_step, column_step>(from, x, y + i);
+  }
+  if constexpr (whole < rows)
+    matvec_rows<rows - whole, columns, row_step, column_step>(W + whole * row_step, x, y + whole);
 }
 
 // A block of Y (rows, width) = W X (inner, width): `rows` of it, `columns` R of each.

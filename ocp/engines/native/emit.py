@@ -6,6 +6,7 @@ is straight-line code for scalars or packs of them (``V``), with the functions o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -34,12 +35,18 @@ from ocp.solvers.decide import Limits, Record, Rules, decide_within
 
 LIMIT = 40_000  # scalar operations of all functions together
 SCALAR = 2_000  # scalar operations of one function's derivatives; beyond, tangents
+FUNCTIONS = frozenset(
+    ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "exp", "expm1", "log")
+) | {"log1p", "erf", "atan2", "pow", "sigmoid", "asinh", "acosh", "atanh"}  # long where inlined
+CALLED = 100  # calls of them from which a function of the program does not inline any
+APART = 150  # nodes of a function that is compiled once for all its calls
 MANY = 200  # zeros of an output that are written by a loop
 CREATED = 10  # times the limit: nodes that may be made on the way
 
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "eq": "=="}
 INFIX |= {"and": "&", "or": "|"}
 CALLS = {"abs": "abs_", "min": "min_", "max": "max_", "root": "sqrt"}
+CALL = re.compile(r"\b(?!V\b)(?!sqrt\b)(?!sign\b)(?!abs_\b)([a-z_]\w*)\(")
 # Functions the headers do not have, from those they have.
 COMPOSED = {
     "sigmoid": "V(1.0) / (V(1.0) + exp(-{0}))",
@@ -77,6 +84,10 @@ class Program:
         """A Python number that the functions see and that is not what it was: trace anew."""
         return self.surroundings.changed()
 
+    def forms(self) -> list[str]:
+        """The form of each function's derivatives, and why: lines for people to read."""
+        return [f"  {name:15s} {f.why}" for name, f in self.functions.items() if f.why]
+
     def shared(self, problem: Problem) -> Tensor:
         """Shared numbers as they are now: (P,). Raises `sources.Changed`."""
         return shared_numbers(self.par, problem)
@@ -87,12 +98,13 @@ class Program:
 
 
 # -- the model -----------------------------------------------------------------------------------
-def model(problem: Problem, limit: int = LIMIT, scalar: int = SCALAR) -> Program:
+def model(problem: Problem, limit: int = LIMIT, scalar: int | None = None) -> Program:
     """Trace, differentiate and write the program of a problem.
 
     Args:
         limit: scalar operations that are allowed.
-        scalar: of them for the derivatives of one function; more, and it gets a tape.
+        scalar: of them for the derivatives of one function, by default `SCALAR`; a function that
+            needs more gets a tape.
 
     Raises:
         Untraceable: what cannot be translated, with the operation and the user's line; stages or
@@ -110,7 +122,7 @@ def model(problem: Problem, limit: int = LIMIT, scalar: int = SCALAR) -> Program
     nodes: dict[str, int] = {}
     try:
         for name, plain, matrix in functions(g, {k: v.tolist() for k, v in values.items()}, n, m):
-            made[name] = choose(g, plain, matrix, scalar)
+            made[name] = choose(g, plain, matrix, SCALAR if scalar is None else scalar)
             nodes[name] = operations(g, all_ids(made[name].outputs))
             if sum(nodes.values()) > limit:
                 count = f"{sum(nodes.values())} scalar operations up to {name}"
@@ -231,12 +243,16 @@ class Writer:
         """A member function template with all statements, in topological order."""
         targets = ", ".join(f"V* {o.name}" for o in outputs)
         head = "template <class V, class C>" if context else "template <class V>"
-        lines = [f"  {head} OCP_FN void {name}({arguments}, {targets}) {{"]
+        order = self.graph.reachable(all_ids(outputs))
+        kind = "OCP_APART" if len(order) > APART else "OCP_FN"
+        lines = [f"  {head} {kind} void {name}({arguments}, {targets}) {{"]
         unused = [a.split()[-1].lstrip("*&") for a in arguments.split(", ")]
         lines.append("    " + " ".join(f"(void){a};" for a in unused))
         names: dict[int, str] = {}
         count = 0
-        for i in self.graph.reachable(all_ids(outputs)):
+        calls = sum(self.graph.ops[i] in FUNCTIONS for i in order)
+        prefix = "apart::" if calls > CALLED else ""
+        for i in order:
             op, args = self.graph.ops[i], self.graph.args[i]
             if op == "number":
                 names[i] = number(self.graph.data[i])
@@ -253,6 +269,8 @@ class Writer:
                 count += 1
                 kind = "auto" if self.graph.is_mask(i) else "V"
                 text = self._expression(i, [names[a] for a in args])
+                if op in FUNCTIONS:
+                    text = CALL.sub(prefix + r"\1(", text)
                 lines.append(f"    const {kind} {names[i]} = {text};")
         for o in outputs:
             lines += self._stores(o, names)

@@ -57,8 +57,14 @@ def all_ids(pieces: Iterable[Output]) -> list[int]:
 
 
 def operations(g: Graph, roots: Sequence[int]) -> int:
-    """Statements that compute something."""
-    return sum(g.ops[i] not in ("number", "leaf", "entry", "stop") for i in g.reachable(roots))
+    """Scalar operations; a product with weights counts for the vectors it takes and gives."""
+    count = 0
+    for i in g.reachable(roots):
+        if g.ops[i] == "matvec":
+            count += g.data[i].rows + g.data[i].columns
+        else:
+            count += g.ops[i] not in ("number", "leaf", "entry", "stop")
+    return count
 
 
 def straight(g: Graph, pieces: Iterable[Output]) -> list[Output]:
@@ -72,11 +78,10 @@ def choose(g: Graph, plain: list[Output], matrix: Matrix | None, most: int) -> F
         return Function(straight(g, plain), None, None, "")
     pieces, count = scalar_code(g, plain, matrix, most)
     if pieces is not None:
-        return Function(pieces, None, None, "scalar code")
+        return Function(pieces, None, None, f"scalar code: {count} operations, up to {most} are")
     tape = linearise(g, matrix.of, matrix.rows, matrix.symmetric)
     outputs = straight(g, [*plain, Output("p", tape.coefficients)])
-    tape.coefficients = outputs[-1].ids
-    return Function(outputs, matrix, tape, f"tangents: {count} scalar operations, {most} are allowed")
+    return Function(outputs, matrix, tape, f"tangents: as scalar code {count} operations, at most {most}")
 
 
 def scalar_code(
@@ -103,7 +108,7 @@ def tape_text(name: str, signature: str, function: Function, places: Sequence[in
     targets = ", ".join(f"V* {o}" for o in [*plain, matrix.name])
     given = [a.split()[-1].lstrip("*&") for a in signature.split(", ")]
     lines = [
-        f"  template <class V, class C> OCP_FN void {name}({signature}, {targets}) {{",
+        f"  template <class V, class C> OCP_APART void {name}({signature}, {targets}) {{",
         f"    V p[{max(1, len(tape.coefficients))}];",
         f"    {name}_parts({', '.join([*given, *plain, 'p'])});",
     ]
