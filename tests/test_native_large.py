@@ -132,8 +132,8 @@ def chain(n, m, T):
         e = torch.diff(torch.nn.functional.pad(x, (1, 1)))
         return torch.diff(torch.sin(e) + e**3) + torch.nn.functional.pad(u, (0, n - m)) * torch.cos(x)
 
-    f = ocp.rk4(ode, 0.1)
-    return small(lambda x, u, t: f(x, u, t), n=n, m=m, horizon=T)
+    f = ocp.rk4(lambda x, u, t, p: ode(x, u), 0.1)
+    return small(lambda x, u, t: f(x, u, t, {}), n=n, m=m, horizon=T)
 
 
 def test_both_forms_of_larger_models_agree():
@@ -151,9 +151,11 @@ def test_a_tape_stores_what_can_differ_from_zero():
 
 
 # -- compiled ------------------------------------------------------------------------------------
-def engine(problem, most, monkeypatch):
-    monkeypatch.setattr(emit, "SCALAR", most)
-    return Native(problem, compiled.make(problem, (problem.dynamics, problem.cost)))
+def with_tapes(problem, monkeypatch):
+    monkeypatch.setattr(emit, "SCALAR", 0)
+    made = compiled.make(problem, (problem.dynamics, problem.cost))
+    assert all(f.tape for f in made.program.functions.values() if f.matrix)
+    return Native(problem, made)
 
 
 def trajectory(problem):
@@ -174,10 +176,9 @@ def near(actual, expected, tolerance):
     [(None, F64, False), (5, F64, True), (None, torch.float32, False)],
 )
 def test_compiled_tapes_equal_eager(batch, dtype, bounded, monkeypatch):
-    rest = {"control_bounds": (-0.4, 0.5)} if bounded else {}
+    rest = {"control_bounds": (torch.full((3,), -0.4), torch.full((3,), 0.5))} if bounded else {}
     problem = coupled(11, 3, 7, batch, dtype, **rest)
-    native, eager = engine(problem, 0, monkeypatch), Eager(problem)
-    assert all(f.tape for f in native.compiled.program.functions.values() if f.matrix)
+    native, eager = with_tapes(problem, monkeypatch), Eager(problem)
     xs, us = trajectory(problem)
     tolerance = 1e-11 if dtype == F64 else 1e-4
     ours, theirs = native.expand(xs, us), eager.expand(xs, us)
@@ -249,9 +250,8 @@ def test_layers_stay_loops_and_differentiate_in_both_forms(way):
 
 def test_few_weights_and_weights_that_lie_unevenly_are_scalars():
     W = torch.randn(9, 9, dtype=F64)
-    index = torch.tensor([0, 1, 3, 4, 5, 6, 7, 8])
     few = small(lambda x, u, t: x + W[:3, :3] @ x + u.sum())
-    uneven = small(lambda x, u, t: x + (W[index][:, :8] @ torch.cat((x, x, u)))[:3])
+    uneven = small(lambda x, u, t: x + (W[[0, 1, 3, 4, 5, 6, 7, 8]][:, :8] @ torch.cat((x, x, u)))[:3])
     even = small(lambda x, u, t: x + (W[1:, :8] @ torch.cat((x, x, u)))[:3])
     for problem, loops in ((few, False), (uneven, False), (even, True)):
         assert ("matvec<" in forms_agree(problem).text) == loops
