@@ -1,5 +1,7 @@
 """Large models: tapes of tangents instead of scalar code, and layers that stay loops."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -115,7 +117,8 @@ def coupled(n, m, T, batch=None, dtype=F64, **rest):
 
     def f(x, u, t):
         mixed = torch.tanh(A @ x + B @ u) * torch.cos(x.roll(1)) + reference[t] * x.flip(0) * u[0]
-        pull = torch.linalg.solve(torch.diag(2 + x[:3] ** 2) + torch.outer(x[1:4], x[2:5]), u[:1] * x[:3])
+        mass = torch.diag(2 + x[:3] ** 2) + torch.outer(x[1:4], x[2:5])
+        pull = torch.linalg.solve(mass, u[:1] * x[:3])
         return 0.9 * x + 0.1 * mixed + 0.1 * torch.cat((pull, torch.relu(x[3:])))
 
     def l(x, u, t):
@@ -130,7 +133,8 @@ def chain(n, m, T):
 
     def ode(x, u):
         e = torch.diff(torch.nn.functional.pad(x, (1, 1)))
-        return torch.diff(torch.sin(e) + e**3) + torch.nn.functional.pad(u, (0, n - m)) * torch.cos(x)
+        push = torch.nn.functional.pad(u, (0, n - m))
+        return torch.diff(torch.sin(e) + e**3) + push * torch.cos(x)
 
     f = ocp.rk4(lambda x, u, t, p: ode(x, u), 0.1)
     return small(lambda x, u, t: f(x, u, t, {}), n=n, m=m, horizon=T)
@@ -191,7 +195,9 @@ def test_compiled_tapes_equal_eager(batch, dtype, bounded, monkeypatch):
         near(along(t, vs[t + 1]), expected, tolerance)
     damping = torch.full((problem.batch,), 2.0, dtype=dtype)
     second = native.curvature(xs, us), eager.curvature(xs, us)
-    sweeps = [e.sweep(theirs, us, None, damping, c) for e, c in zip((native, eager), second)]
+    sweeps = [
+        e.sweep(theirs, us, None, damping, c) for e, c in zip((native, eager), second, strict=True)
+    ]
     for name in ("vx", "vxx", "slope"):
         near(getattr(sweeps[0], name), getattr(sweeps[1], name), 100 * tolerance)
     near(sweeps[0].policy.K, sweeps[1].policy.K, 100 * tolerance)
@@ -214,7 +220,7 @@ def test_a_large_model_is_solved_as_by_eager(method):
 def network(sizes, seed=0):
     torch.manual_seed(seed)
     layers = []
-    for k, r in zip(sizes, sizes[1:]):
+    for k, r in pairwise(sizes):
         layers += [nn.Linear(k, r, dtype=F64), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 
@@ -251,7 +257,8 @@ def test_layers_stay_loops_and_differentiate_in_both_forms(way):
 def test_few_weights_and_weights_that_lie_unevenly_are_scalars():
     W = torch.randn(9, 9, dtype=F64)
     few = small(lambda x, u, t: x + W[:3, :3] @ x + u.sum())
-    uneven = small(lambda x, u, t: x + (W[[0, 1, 3, 4, 5, 6, 7, 8]][:, :8] @ torch.cat((x, x, u)))[:3])
+    rows = [0, 1, 3, 4, 5, 6, 7, 8]
+    uneven = small(lambda x, u, t: x + (W[rows][:, :8] @ torch.cat((x, x, u)))[:3])
     even = small(lambda x, u, t: x + (W[1:, :8] @ torch.cat((x, x, u)))[:3])
     for problem, loops in ((few, False), (uneven, False), (even, True)):
         assert ("matvec<" in forms_agree(problem).text) == loops

@@ -28,7 +28,7 @@ class Tangent:
     """A tangent that is stored: a combination of others and of unit vectors.
 
     Attributes:
-        terms: coefficient (a node) by what it multiplies: a tangent, or the number of an entry of z.
+        terms: coefficient (a node) by what it multiplies: a tangent, or an entry of z by number.
         support: bits of the entries of z it may depend on.
     """
 
@@ -333,7 +333,8 @@ class Coder:
             self.combine(COMBINE, begin + k * count, t.terms, t.support)
         w = step.weights
         place = self.places_of[w.source] + w.offset
-        self.code += [MATVEC, end, begin, count, place, w.rows, w.row_step, w.columns, w.column_step]
+        self.code += [MATVEC, end, begin, count, place]
+        self.code += [w.rows, w.row_step, w.columns, w.column_step]
         self.memory.give_back(begin, size_in)
         for k, t in enumerate(step.outputs):
             self._at[id(t)] = end + k * count

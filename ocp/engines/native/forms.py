@@ -81,7 +81,8 @@ def choose(g: Graph, plain: list[Output], matrix: Matrix | None, most: int) -> F
         return Function(pieces, None, None, f"scalar code: {count} operations, up to {most} are")
     tape = linearise(g, matrix.of, matrix.rows, matrix.symmetric)
     outputs = straight(g, [*plain, Output("p", tape.coefficients)])
-    return Function(outputs, matrix, tape, f"tangents: as scalar code {count} operations, at most {most}")
+    why = f"tangents: as scalar code {count} operations, at most {most}"
+    return Function(outputs, matrix, tape, why)
 
 
 def scalar_code(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ocp.engines.native.graph import Graph, Weights
 from ocp.engines.native.array_ops import added
+from ocp.engines.native.graph import Graph, Weights
 from ocp.engines.native.ops import Ids, Symbol
 from ocp.engines.native.values import SHARED, Place, Value
 
