@@ -91,6 +91,7 @@ def report(problem: Problem) -> str:
     return "\n".join(
         [
             f"native: {sum(nodes.values())} scalar operations ({counts})",
+            *made.program.forms(),
             f"  SIMD            {info.lanes} numbers of {info.bytes} bytes at a time",
             f"  read at a solve {', '.join(shared) or 'nothing'}",
             f"  a problem's own {', '.join(own) or 'nothing'}",

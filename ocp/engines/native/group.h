@@ -187,7 +187,7 @@ template <class V> struct Group {
     Second::f_combined(table + t * OCP_TABLE, v, H);
     return;
 #endif
-    if constexpr (lanes == 1) {
+    if constexpr (lanes == 1 && !OCP_ALONG_Z) {
       const Int same[OCP_LANES] = {};
       Context<Wide> wide = context_of<Wide>(*data, same);
       Wide at_x[n], at_u[m], along[n], out[d * d];

@@ -24,6 +24,7 @@ from ocp.engines.native.ops import (
     Unsupported,
     each,
 )
+from ocp.engines.native.products import by_weights
 from ocp.engines.native.sources import Block, Source
 from ocp.engines.native.surroundings import Surroundings
 from ocp.engines.native.translations import HANDLERS
@@ -45,6 +46,7 @@ SMALL = 64  # entries up to which what depends on parameters alone is computed i
 LARGE = 20_000  # entries of a tensor that the program may read one by one
 FACTORISE = frozenset(("_linalg_solve_ex", "linalg_inv_ex", "linalg_cholesky_ex", "_linalg_det"))
 INEXACT = frozenset(("remainder", "fmod", "floor_divide"))  # next to their jumps
+UNREAD = np.empty(0, dtype=np.int64)  # in place of the nodes of a matrix that a loop reads
 NARROW = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
 
@@ -183,7 +185,11 @@ class Recorder:
         except TypeError as error:
             raise self.refuse(first, f"arguments without a translation: {error}") from error
         self._check_kind(first, name, args)
-        symbol = lambda v: Symbol(self.ids(v), v.tensor.dtype)
+        handler, matrix = by_weights(self, name, args) or (handler, None)
+
+        def symbol(v: Value) -> Symbol:
+            return Symbol(UNREAD if v is matrix else self.ids(v), v.tensor.dtype)
+
         symbols, named = (mapped(symbol, part, Value) for part in (args, kept))
         result = handler(self.graph, *symbols, **named)
         for value, ids in zip(values, [result] if single else result, strict=True):
@@ -345,9 +351,8 @@ class Recorder:
         if place.strides.any():
             place.source.table = True
         block = self.data if place.source.per_problem else self.shared
-        block.add(place.source)
+        k = block.number_of(place.source)
         kind = "dat" if place.source.per_problem else "par"
-        k = next(i for i, s in enumerate(block.sources) if s is place.source)
         g = self.graph
         read = lambda offset, stride: g.leaf(kind, k, int(offset), int(stride))
         ids = each(read, place.offsets, place.strides)
