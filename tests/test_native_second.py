@@ -27,6 +27,7 @@ MODELS["sums"] = lambda: small(sums)
 def test_the_table_times_v_is_the_contraction(name, monkeypatch):
     monkeypatch.setattr("ocp.engines.native.second.GAIN", np.inf)
     monkeypatch.setattr("ocp.engines.native.second.LONGER", np.inf)
+    monkeypatch.setattr("ocp.engines.native.second.LONGEST", np.inf)
     problem = MODELS[name]()
     program = emit.model(problem)
     size = int(re.search(r"#define OCP_TABLE (\d+)", program.text).group(1))

@@ -16,6 +16,7 @@ from ocp.engines.native.solves import expand_solves
 STAGES = 4  # assumed to be computed side by side
 GAIN = 0.75  # of the contraction's operations: a table with more is not worth its memory
 LONGER = 2.5  # times the contraction's operations: more would take too long to compile
+LONGEST = 3_000  # operations of a table: acrobot's 7 000 took 30 s to compile instead of 5
 MOST = 4_000  # operations of a contraction for which a table is tried
 
 
@@ -40,7 +41,7 @@ def table(g: Graph, f: list[int], n: int, m: int) -> tuple[list[int], list[int]]
         return [], []
     ahead, within = operations(g, entries), operations(g, combined)
     worth = ahead / STAGES + len(entries) + within <= GAIN * contraction
-    if not entries or not worth or ahead > LONGER * contraction:
+    if not entries or not worth or ahead > min(LONGEST, LONGER * contraction):
         return [], []
     return entries, combined
 
