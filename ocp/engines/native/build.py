@@ -25,7 +25,14 @@ from pathlib import Path
 from typing import Literal
 
 HEADERS = Path(__file__).parent
-BEFORE = ("pack.h", "maths.h", "context.h", "linalg.h", "box_qp.h")  # the generated functions
+BEFORE = (
+    "pack.h",
+    "maths.h",
+    "context.h",
+    "kinds.h",
+    "linalg.h",
+    "box_qp.h",
+)  # the generated functions
 SECONDS = 600.0  # that a compiler may take
 LINES = 12  # of a compiler's messages that an error repeats
 

@@ -29,13 +29,23 @@ class Native(Eager):
         T, B = problem.horizon, problem.batch
         # Arrays whose addresses `data` holds: they live as long as it does.
         numbers = compiled.program.shared(problem), compiled.program.per_problem(problem)
-        bounds = (None if b is None else dense(b)[:, 0] for b in (problem.lower, problem.upper))
-        self.held = tuple(map(optional, (*numbers, *bounds)))
+        self.held = tuple(map(optional, (*numbers, *self.bounds())))
         threads = torch.get_num_threads()
         columns = numbers[1].shape[-1]
         self.data_block = abi.Data(T, B, columns, threads, *map(address, self.held))
         self.work: Tensor | None = None
-        self.x0 = problem.x0.reshape(B, -1).contiguous()
+        self.x0 = self.start()
+
+    def bounds(self) -> tuple[Tensor | None, Tensor | None]:
+        """(T, m) each."""
+        lower, upper = self.problem.lower, self.problem.upper
+        if lower is None or upper is None:
+            return None, None
+        return dense(lower)[:, 0], dense(upper)[:, 0]
+
+    def start(self) -> Tensor:
+        """(B, n)."""
+        return self.problem.x0.reshape(self.problem.batch, -1).contiguous()
 
     # -- calls ---------------------------------------------------------------------------------
     def call(self, entry: str, *arguments: Any) -> Any:
@@ -207,10 +217,16 @@ def make_native(problem: Problem) -> Native:
         Refused: it cannot be compiled; says why.
     """
     try:
-        return Native(problem, compiled_for(problem))
+        return engine_of(problem, compiled_for(problem))
     except Changed:  # a tensor that the functions see has another shape: another program
         forget(problem)
-        return Native(problem, compiled_for(problem))
+        return engine_of(problem, compiled_for(problem))
+
+
+def engine_of(problem: Problem, compiled: Compiled) -> Native:
+    from ocp.engines.native.padded import Padded
+
+    return (Native if problem.uniform else Padded)(problem, compiled)
 
 
 def address(value: Tensor | None) -> int:

@@ -75,6 +75,7 @@ class Recorder:
         self.shared, self.data = Block(), Block()
         self.count = 0
         self.stage_leaf: Value | None = None
+        self.named: dict[str, Source] = {}  # of the problem's data, the same for every sample
         self._closures: dict[int, tuple[Tensor, Source]] = {}
         self.arguments: dict[Leaf, float] = {}  # leaves of arguments at the trace point
 
