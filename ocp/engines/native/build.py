@@ -65,6 +65,7 @@ def program(
     single: bool = False,
     bounds: bool = False,
     second_order: bool = True,
+    ensemble: bool = False,
 ) -> str:
     """The text of a program, from those of ``struct Model`` and ``struct Decide``.
 
@@ -75,6 +76,7 @@ def program(
         single: for exactly one problem (SIMD over stages and step sizes), else for batches.
         bounds: controls have bounds.
         second_order: ``Model::f_contracted`` is there.
+        ensemble: with the sweep and the roll-out of samples that share their controls.
     """
     settings = {
         "OCP_REAL": real,
@@ -82,6 +84,7 @@ def program(
         "OCP_BOUNDS": int(bounds),
         "OCP_SECOND_ORDER": int(second_order),
         "OCP_DECIDE": int(decide is not None),
+        "OCP_ENSEMBLE": int(ensemble),
     }
     lines = [f"#define {name} {value}" for name, value in settings.items()]
     lines += [f'#include "{header}"' for header in BEFORE]

@@ -110,27 +110,33 @@ def unsupported(problem: Problem) -> str:
         return f"tensors on {problem.x0.device}: compiled programs run on the CPU"
     if problem.x0.dtype not in REAL:
         return f"dtype {problem.x0.dtype}"
-    if problem.shared_controls:
-        return "controls shared by a batch are not compiled yet"
     if not any(problem.control_dims):
         return "there are no controls"
     return ""
 
 
 def make(problem: Problem, functions: tuple[Any, ...]) -> Compiled:
+    shared = problem.shared_controls
+    problem = rows_of(problem)
     program = stagewise.model(problem) if problem.stagewise else emit.model(problem)
     dtype = problem.x0.dtype
     text = build.program(
         program.text,
-        decide(TRIALS, dtype),
+        None if shared else decide(TRIALS, dtype),
         real=REAL[dtype],  # type: ignore[arg-type]
-        single=problem.batch == 1,
+        single=problem.batch == 1 and not shared,
         bounds=problem.lower is not None,
+        ensemble=shared,
     )
     library = build.load(text)
     made = Compiled(program, library, abi.declare(library), functions)
     check(problem, made)
     return made
+
+
+def rows_of(problem: Problem) -> Problem:
+    """Every sample of shared controls as a problem with controls of its own."""
+    return problem.replace(shared_controls=False) if problem.shared_controls else problem
 
 
 @functools.lru_cache(maxsize=4)
@@ -152,6 +158,7 @@ def key_of(problem: Problem) -> tuple[Any, ...]:
         problem.horizon,
         problem.x0.dtype,
         problem.batch == 1,
+        problem.shared_controls,
         problem.lower is not None,
         shapes(problem.parameters, 0),
         shapes(problem.per_problem, 1),
@@ -172,7 +179,7 @@ def check(problem: Problem, made: Compiled) -> None:
     Raises:
         Refused: they differ.
     """
-    from ocp.engines.native.engine import engine_of
+    from ocp.engines.native.engine import native_of
     from ocp.engines.native.stage_checks import check_stages
     from ocp.solvers.subset import subproblem
 
@@ -180,7 +187,7 @@ def check(problem: Problem, made: Compiled) -> None:
     if problem.batch > 2:
         small = subproblem(problem, torch.tensor([0, problem.batch - 1]))
     if isinstance(made.program, stagewise.StageProgram):
-        return check_stages(small, engine_of(small, made), made.program.kinds)
+        return check_stages(small, native_of(small, made), made.program.kinds)
     T, B, n, m = small.horizon, small.batch, made.info.n, made.info.m
     g = torch.Generator().manual_seed(0)
     noise = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).to(small.x0)
@@ -190,7 +197,7 @@ def check(problem: Problem, made: Compiled) -> None:
     if small.lower is not None and small.upper is not None:
         lower, upper = torch.as_tensor(small.lower), torch.as_tensor(small.upper)
         us = torch.minimum(torch.maximum(us, lower), upper)
-    both = engine_of(small, made), Eager(small)
+    both = native_of(small, made), Eager(small)
     expansions = [engine.expand(xs, us) for engine in both]
     compare("f", *(torch.as_tensor(engine.gaps(xs, us)) for engine in both))
     compare("cost", *(engine.total_cost(xs, us) for engine in both))

@@ -47,6 +47,21 @@ class Native(Eager):
         """(B, n)."""
         return self.problem.x0.reshape(self.problem.batch, -1).contiguous()
 
+    # -- forms of trajectories, which differ where sizes change, see `Padded` -------------------
+    def wide_x(self, xs: Stages) -> Tensor:
+        """As programs take them: (T + 1, B, n), or (T, B, n)."""
+        return dense(xs)
+
+    def wide_u(self, us: Stages) -> Tensor:
+        return dense(us)
+
+    def own_x(self, xs: Tensor) -> Stages:
+        """The opposite."""
+        return xs
+
+    def own_u(self, us: Tensor) -> Stages:
+        return us
+
     # -- calls ---------------------------------------------------------------------------------
     def call(self, entry: str, *arguments: Any) -> Any:
         if self.work is None:
@@ -210,7 +225,7 @@ class Native(Eager):
         return state._replace(xs=xs, us=us, gaps=gaps, rows=rows_now, **numbers)
 
 
-def make_native(problem: Problem) -> Native:
+def make_native(problem: Problem) -> Eager:
     """The engine of a problem.
 
     Raises:
@@ -223,7 +238,15 @@ def make_native(problem: Problem) -> Native:
         return engine_of(problem, compiled_for(problem))
 
 
-def engine_of(problem: Problem, compiled: Compiled) -> Native:
+def engine_of(problem: Problem, compiled: Compiled) -> Eager:
+    if problem.shared_controls:
+        from ocp.engines.native.ensemble import Ensemble
+
+        return Ensemble(problem, compiled)
+    return native_of(problem, compiled)
+
+
+def native_of(problem: Problem, compiled: Compiled) -> Native:
     from ocp.engines.native.padded import Padded
 
     return (Native if problem.uniform else Padded)(problem, compiled)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ocp.engines.native.graph import COMMUTE, Graph
+from ocp.engines.native.graph import COMMUTE, FUNCTIONS, Graph
 from ocp.engines.native.sources import Source
 from ocp.problem import Problem
 
@@ -69,11 +69,14 @@ def form_of(graph: Graph, results: Sequence[Sequence[int]]) -> tuple[Form, list[
 
 
 def rebuilt(graph: Graph, form: Form, fillings: Sequence[int]) -> list[list[int]]:
-    """The results of a form as nodes of a graph, given the nodes that fill its slots."""
+    """The results of a form as nodes of a graph, given the nodes that fill its slots: numbers
+    that are the same at all stages are folded now."""
     filling, ids = iter(fillings), list[int]()
     node = lambda reference: next(filling) if isinstance(reference, str) else ids[reference]
     for op, references, data in form.parts:
-        ids.append(graph.node(op, tuple(map(node, references)), data))
+        args = tuple(map(node, references))
+        foldable = op in FUNCTIONS and args
+        ids.append(graph.apply(op, *args) if foldable else graph.node(op, args, data))
     return [[node(r) for r in references] for references in form.roots]
 
 

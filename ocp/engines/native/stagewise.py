@@ -108,7 +108,7 @@ def traced(problem: Problem, recorder: Recorder, limit: int) -> tuple[list[Kind]
     states, controls = trial_points(problem)
     dims = problem.state_dims
     for t, (x, u) in enumerate(zip(states, controls, strict=False)):
-        recorder.graph = Graph(recorder.graph.dtype, CREATED * limit)
+        recorder.graph = Graph(recorder.graph.dtype, CREATED * limit, folds=False)
         sample = Sample(recorder, problem, (x, u))
         f = lambda x, u, p, t=t: problem.f(x, u, t, p)
         l = lambda x, u, p, t=t: problem.l(x, u, t, p)
