@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from ctypes import addressof, byref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ocp.engines.base import Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
+from ocp.engines.base import Appraisal, Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
 from ocp.engines.eager import Eager
 from ocp.engines.native import abi
 from ocp.engines.native.compiled import Compiled, compiled_for, forget
 from ocp.engines.native.sources import Changed
 from ocp.problem import Problem, Stages
+
+if TYPE_CHECKING:
+    from ocp.engines.native.prepared import Prepared
 
 INT = torch.int64
 
@@ -66,10 +70,14 @@ class Native(Eager):
     def call(self, entry: str, *arguments: Any) -> Any:
         if self.work is None:
             size = self.library.ocp_work_bytes(byref(self.data_block))
-            self.work = torch.empty(size, dtype=torch.uint8)
-            self.data_block.work = self.work.data_ptr()
+            self.use(torch.empty(size, dtype=torch.uint8))
         ready = [address(a) if a is None or isinstance(a, Tensor) else a for a in arguments]
         return getattr(self.library, entry)(addressof(self.data_block), *ready)
+
+    def use(self, work: Tensor) -> None:
+        """As work memory, that of an engine of another problem of the same form for instance."""
+        self.work = work
+        self.data_block.work = work.data_ptr()
 
     def new(self, *shape: int) -> Tensor:
         return self.x0.new_empty(shape)
@@ -160,19 +168,33 @@ class Native(Eager):
     ) -> Sweep:
         if curvature is not None and not isinstance(curvature, SecondOrder):
             return super().sweep(expansion, us, gaps, damping, curvature, on_state)
-        T, B, n, m = self.sizes
+        B = self.problem.batch
         given = [dense(v) for v in expansion[:5]]
         full = table = states = None
         if curvature is not None:
             every = torch.ones(B, dtype=INT)
             full = every if curvature.full is None else curvature.full.to(INT)
             table, states = optional(curvature.table), dense(curvature.xs)
+        arrays = (*given, table, states, dense(us), optional(gaps), damping.contiguous(), full)
+        return self._sweep(arrays, on_state)
+
+    def appraise(self, xs: Stages, us: Stages) -> Appraisal:
+        T, B, n, m = self.sizes
+        ps, hus = self.new(T + 1, B, n), self.new(T, B, m)
+        damping, full = self.new(B).zero_(), torch.ones(B, dtype=INT)
+        indefinite = torch.empty(B, dtype=INT)
+        arrays = (*(None,) * 6, dense(xs), dense(us), None, damping, full)
+        sweep = self._sweep(arrays, False, ps, hus, indefinite)
+        return Appraisal(sweep, ps, hus, indefinite)
+
+    def _sweep(self, arrays: tuple[Tensor | None, ...], on_state: bool, *judged: Tensor) -> Sweep:
+        """Arrays as in `abi.SweepCall`; ``judged``: costates, H_u and the indefinite stage."""
+        T, B, n, m = self.sizes
         k, K = self.new(T, B, m), self.new(T, B, m, n)
         vx, vxx = self.new(T + 1, B, n), self.new(T + 1, B, n, n)
-        slope, bend, residual = self.new(3, B)
-        failed, finite = torch.empty(2, B, dtype=INT)
-        arrays = (*given, table, states, dense(us), optional(gaps), damping.contiguous(), full)
-        results = k, K, vx, vxx, slope, bend, residual, failed, finite
+        slope, bend, residual = self.new(3, B).unbind()
+        failed, finite = torch.empty(2, B, dtype=INT).unbind()
+        results = k, K, vx, vxx, *(judged or (None,) * 3), slope, bend, residual, failed, finite
         pointers = [*map(address, arrays), int(on_state), *map(address, results)]
         request = abi.SweepCall(*pointers)  # a name: it has to outlive the call
         self.call("ocp_sweep", addressof(request))
@@ -198,16 +220,17 @@ class Native(Eager):
         """The loop of iLQR and DDP in one call; the decisions are the compiled `decide`."""
         if recipe.trials != self.info.trials:
             return None
-        B = self.problem.batch
+        T, B, n, m = self.sizes
         copies = [dense(v).clone() for v in (state.xs, state.us)]
         gaps = None if state.gaps is None else dense(state.gaps).clone()
         reals = torch.stack([getattr(state, k) for k in abi.REALS])
         counts = torch.stack([getattr(state, k).to(INT) for k in abi.COUNTS])
         rows = self.new(most, len(abi.ROWS), B)
-        limits = torch.tensor(recipe.limits, dtype=self.x0.dtype)
-        sizes = 0.5 ** torch.arange(recipe.trials, dtype=self.x0.dtype)
-        taken, handed = torch.empty(2, B, dtype=INT)
-        arrays = (*copies, gaps, reals, counts, rows, taken, handed, limits)
+        limits, sizes = recipe_numbers(recipe, self.x0.dtype)
+        taken, handed = torch.empty(2, B, dtype=INT).unbind()
+        before = state.feedback  # of problems that do not run any more
+        K = self.new(T, B, m, n).zero_() if before is None else dense(before).clone()
+        arrays = (*copies, gaps, reals, counts, rows, taken, handed, limits, K)
         modes = recipe.second_order, int(recipe.on_state)
         request = abi.Iterate(most, *modes, address(sizes), *map(address, arrays))
         steps = self.call("ocp_iterate", addressof(request))
@@ -222,7 +245,13 @@ class Native(Eager):
             gaps = None
         xs, us = copies
         rows_now = (*state.rows, {**block, **flags})
-        return state._replace(xs=xs, us=us, gaps=gaps, rows=rows_now, **numbers)
+        return state._replace(xs=xs, us=us, gaps=gaps, feedback=K, rows=rows_now, **numbers)
+
+    def prepare(self, recipe: Recipe, damping: float, steps: int, shift: int) -> Prepared | None:
+        from ocp.engines.native.prepared import Prepared
+
+        known = recipe.trials == self.info.trials
+        return Prepared(self, recipe, damping, steps, shift) if known else None
 
 
 def make_native(problem: Problem) -> Eager:
@@ -250,6 +279,13 @@ def native_of(problem: Problem, compiled: Compiled) -> Native:
     from ocp.engines.native.padded import Padded
 
     return (Native if problem.uniform else Padded)(problem, compiled)
+
+
+@functools.lru_cache(maxsize=16)
+def recipe_numbers(recipe: Recipe, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Its limits, and the step sizes 1, 1/2, ...."""
+    limits = torch.tensor(recipe.limits, dtype=dtype)
+    return limits, 0.5 ** torch.arange(recipe.trials, dtype=dtype)
 
 
 def address(value: Tensor | None) -> int:

@@ -205,7 +205,8 @@ OCP_FN Int group_bytes(const Data& data) {
   Arena arena(nullptr);
   Group<Lane> group;
   group.place(data, arena);
-  arena.take<Lane>((data.T + 1) * (n + n * n));  // v_x and v_xx of the entry `ocp_sweep`
+  const Int sizes[] = {n, n * n, n, m};  // of a stage, see `sweep_group`
+  for (Int size : sizes) arena.take<Lane>((data.T + 1) * size);
   return Int(arena.next) + Int(Arena::alignment);
 }
 

@@ -295,12 +295,25 @@ template <class V> struct Pass {
   V* K;              // [T][m][n]
   V* vx;             // [T + 1][n] and [T + 1][n][n], or null
   V* vxx;
+  V* p;              // costates [T + 1][n], and H_u along them [T][m]; or null
+  V* hu;
 };
 
 template <class V> OCP_FN void record_value(const Pass<V>& pass, Int t, const Value<V>& v) {
   if (!pass.vx) return;
   for (int i = 0; i < n; ++i) pass.vx[t * n + i] = v.x[i];
   for (int i = 0; i < n * n; ++i) pass.vxx[t * n * n + i] = v.xx[i];
+}
+
+// The costate at t, and H_u, from that at t + 1.
+template <class V> OCP_FN void record_costate(const Pass<V>& pass, Int t, const Stage<V>& s) {
+  V along[d];
+  OCP_UNROLL
+  for (int i = 0; i < d; ++i) along[i] = s.g[i];
+  OCP_UNROLL
+  for (int r = 0; r < n; ++r) add_row<d>(pass.p[(t + 1) * n + r], s.F + r * d, along);
+  for (int i = 0; i < n; ++i) pass.p[t * n + i] = along[i];
+  for (int a = 0; a < m; ++a) pass.hu[t * m + a] = along[n + a];
 }
 
 // Source gives `end(v_x, v_xx)`, `stage(t)` and `curve(t, v, full, Q)`, which adds v . f_zz to the
@@ -312,10 +325,12 @@ template <class V, class Source> OCP_FN Promise<V> sweep(const Pass<V>& pass, So
   source.end(v.x, v.xx);
   for (int i = 0; i < n; ++i) v.p[i] = v.x[i];
   record_value(pass, pass.data->T, v);
+  for (int i = 0; pass.p && i < n; ++i) pass.p[pass.data->T * n + i] = v.x[i];
   bool curved = any(pass.full);
   for (Int t = pass.data->T - 1; t >= 0; --t) {
     const Stage<V>& s = source.stage(t);
     V *k = pass.k + t * m, *K = pass.K + t * m * n, uu[tri_size(m)], lo[m], hi[m];
+    if (pass.p) record_costate(pass, t, s);
     if (pass.gaps) cross_gap(pass.gaps + t * n, v, promise);
     quadratic(s, v, model);
     if (curved) source.curve(t, v.x, pass.full, model.Q);
