@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.engines.base import Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
+from ocp.engines.base import Appraisal, Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
 from ocp.engines.eager import Eager
 from ocp.engines.native.compiled import Compiled
 from ocp.engines.native.engine import Native
@@ -89,15 +89,24 @@ class Padded(Native):
     def own_u(self, us: Stages) -> list[Tensor]:
         return narrowed(torch.as_tensor(us), self.at_u)
 
+    def wide_gains(self, K: Stages) -> Tensor:
+        return widened(K, (self.m, self.n), self.at_u, self.at_x[:-1])
+
+    def own_gains(self, K: Stages) -> list[Tensor]:
+        return narrowed(torch.as_tensor(K), self.at_u, self.at_x[:-1])
+
     def wide_policy(self, policy: Policy) -> Policy:
-        K = policy.K
-        if K is not None:
-            K = widened(K, (self.m, self.n), self.at_u, self.at_x[:-1])
+        K = None if policy.K is None else self.wide_gains(policy.K)
         return Policy(self.wide_u(policy.k), K)
 
-    def own_policy(self, policy: Policy) -> Policy:
-        assert isinstance(policy.K, Tensor)
-        return Policy(self.own_u(policy.k), narrowed(policy.K, self.at_u, self.at_x[:-1]))
+    def own_sweep(self, sweep: Sweep) -> Sweep:
+        k, K = sweep.policy
+        assert K is not None
+        return sweep._replace(
+            policy=Policy(self.own_u(k), self.own_gains(K)),
+            vx=self.own_x(sweep.vx),
+            vxx=narrowed(torch.as_tensor(sweep.vxx), self.at_x, self.at_x),
+        )
 
     def wide_expansion(self, e: Expansion) -> Expansion:
         n, d = self.n, self.n + self.m
@@ -174,7 +183,7 @@ class Padded(Native):
         if curvature is not None:
             wide = self.wide_x(curvature.xs), self.wide_u(curvature.us)
             curvature = SecondOrder(curvature, *wide, curvature.full, curvature.table)
-        found = super().sweep(
+        sweep = super().sweep(
             self.wide_expansion(expansion),
             self.wide_u(us),
             self.wide_gaps(gaps),
@@ -182,11 +191,14 @@ class Padded(Native):
             curvature,
             on_state,
         )
-        assert isinstance(found.vxx, Tensor)
+        return self.own_sweep(sweep)
+
+    def appraise(self, xs: Stages, us: Stages) -> Appraisal:
+        found = super().appraise(self.wide_x(xs), self.wide_u(us))
         return found._replace(
-            policy=self.own_policy(found.policy),
-            vx=self.own_x(found.vx),
-            vxx=narrowed(found.vxx, self.at_x, self.at_x),
+            sweep=self.own_sweep(found.sweep),
+            costates=self.own_x(found.costates),
+            hus=self.own_u(found.hus),
         )
 
     def follow(
@@ -200,11 +212,21 @@ class Padded(Native):
 
     # -- whole iterations ------------------------------------------------------------------------
     def iterate(self, state: Any, recipe: Recipe, most: int) -> Any:
-        wide = {"xs": self.wide_x(state.xs), "us": self.wide_u(state.us)}
-        after = super().iterate(
-            state._replace(**wide, gaps=self.wide_gaps(state.gaps)), recipe, most
-        )
+        wide = {
+            "xs": self.wide_x(state.xs),
+            "us": self.wide_u(state.us),
+            "gaps": self.wide_gaps(state.gaps),
+            "feedback": None if state.feedback is None else self.wide_gains(state.feedback),
+        }
+        after = super().iterate(state._replace(**wide), recipe, most)
         if after is None:
             return None
-        gaps = None if after.gaps is None else self.own_x(after.gaps)
-        return after._replace(xs=self.own_x(after.xs), us=self.own_u(after.us), gaps=gaps)
+        return after._replace(
+            xs=self.own_x(after.xs),
+            us=self.own_u(after.us),
+            gaps=None if after.gaps is None else self.own_x(after.gaps),
+            feedback=self.own_gains(after.feedback),
+        )
+
+    def prepare(self, recipe: Recipe, damping: float, steps: int, shift: int) -> None:
+        """Plans whose sizes change cannot be shifted."""
