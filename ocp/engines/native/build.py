@@ -18,11 +18,14 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 HEADERS = Path(__file__).parent
 BEFORE = (
@@ -49,7 +52,7 @@ FLAGS = (
     "-pthread",
 )
 QUICK = ("-O1", "-fno-tree-dse", "-fno-tree-fre", "-fno-tree-pre")
-LONG = 150_000  # characters of a program that is compiled with those, in a third of the time
+LONG = 100_000  # characters of a part that is compiled with those, in a third of the time
 MACHINE = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
 
 
@@ -230,14 +233,23 @@ def headers_hash() -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def effort(text: str) -> tuple[str, ...]:
-    """How hard the compiler tries. The time of the dropped passes grows faster than straight-line
-    code does, and they find little in an expression graph that shares its subexpressions."""
-    return QUICK if len(text) > LONG else ("-O2",)
+def efforts(text: str) -> list[tuple[str, ...]]:
+    """How hard the compiler tries, for each part (macro OCP_PART) of a program.
+
+    The time of the dropped passes grows faster than straight-line code does, and they find little
+    in an expression graph that shares its subexpressions; the loops of the headers want them.
+    """
+    if "OCP_PART" not in text:
+        return [QUICK if len(text) > LONG else ("-O2",)]
+    head, _, tail = text.partition("void f_contracted(")  # the last function of Model
+    second_order, _, rest = tail.partition('#include "contracted.h"')
+    lengths = len(second_order), len(head) + len(rest)
+    return [QUICK if length > LONG else ("-O2",) for length in lengths]
 
 
 def key_of(text: str, using: Compiler) -> str:
-    flags = (*using.flags, *effort(text), *using.link)
+    efforts_of_parts = (flag for part in efforts(text) for flag in part)
+    flags = (*using.flags, *efforts_of_parts, *using.link)
     parts = (text, headers_hash(), using.facts, *using.command, *flags)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
@@ -252,15 +264,40 @@ def load(text: str) -> ctypes.CDLL:
         BuildError: no compiler, a compiler that fails (with its command and first messages), or a
             cache directory that cannot be trusted.
     """
-    using, directory = compiler(), cache_directory()
-    key = f"{directory}/{key_of(text, using)}"
+    entry = place_of(text)
+    key = str(entry)
     if key not in _loaded:
-        entry = Path(key + ".json")
         library = cached(entry)
         if library is None:
-            library = ctypes.CDLL(str(compiled(text, using, entry)))
+            library = ctypes.CDLL(str(compiled(text, compiler(), entry)))
         _loaded[key] = library
     return _loaded[key]
+
+
+def place_of(text: str) -> Path:
+    """The cache's note about a program."""
+    return Path(f"{cache_directory()}/{key_of(text, compiler())}.json")
+
+
+def trusted(text: str) -> bool:
+    """Whether `trust` was told, of this very library and with this PyTorch."""
+    try:
+        note = json.loads(place_of(text).read_text())
+        return bool(note["checked"] == torch.__version__)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def trust(text: str) -> None:
+    """Remember, in the cache, that a program agrees with eager PyTorch."""
+    entry = place_of(text)
+    try:
+        note = {**json.loads(entry.read_text()), "checked": torch.__version__}
+        with tempfile.NamedTemporaryFile("w", dir=entry.parent, delete=False) as file:
+            json.dump(note, file)
+        os.replace(file.name, entry)
+    except (OSError, ValueError):  # the cache was emptied meanwhile: it is checked again
+        return
 
 
 def cached(entry: Path) -> ctypes.CDLL | None:
@@ -286,7 +323,7 @@ def compiled(text: str, using: Compiler, entry: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="build-", dir=entry.parent) as work:
         source, library = Path(work) / "program.cpp", Path(work) / "program.so"
         source.write_text(text)
-        objects = compile_parts(using, source, effort(text), 2 if "OCP_PART" in text else 1)
+        objects = compile_parts(using, source, efforts(text))
         run_checked(using, [*using.command, *using.link, *objects, "-o", str(library)])
         digest = hashlib.sha256(library.read_bytes()).hexdigest()
         path = entry.with_name(f"{entry.stem}-{digest[:16]}.so")
@@ -297,13 +334,14 @@ def compiled(text: str, using: Compiler, entry: Path) -> Path:
     return path
 
 
-def compile_parts(using: Compiler, source: Path, flags: tuple[str, ...], parts: int) -> list[str]:
+def compile_parts(using: Compiler, source: Path, each: Sequence[tuple[str, ...]]) -> list[str]:
     """Object files of a source, its parts (macro OCP_PART) at the same time: half the wait."""
-    base = [*using.command, *using.flags, *flags, f"-I{HEADERS}", "-c", str(source), "-o"]
+    parts = len(each)
+    base = [*using.command, *using.flags, f"-I{HEADERS}", "-c", str(source)]
     objects = [str(source.with_suffix(f".{part}.o")) for part in range(1, parts + 1)]
     commands = [
-        [*base, path, *([f"-DOCP_PART={part}"] if parts > 1 else [])]
-        for part, path in enumerate(objects, 1)
+        [*base, *flags, "-o", path, *([f"-DOCP_PART={part}"] if parts > 1 else [])]
+        for part, (path, flags) in enumerate(zip(objects, each, strict=True), 1)
     ]
     with ThreadPoolExecutor(parts) as pool:
         list(pool.map(lambda command: run_checked(using, command), commands))

@@ -77,6 +77,20 @@ OCP_FN Real expand_over_time(
   return sum;
 }
 
+#if OCP_TABLE
+// Second derivatives of f at the stages of one problem: table [T][OCP_TABLE].
+OCP_FN void second_over_time(const Data& data, const Real* xs, const Real* us, Real* table) {
+  Wide x[n], u[m], S[OCP_TABLE];
+  for (Int first = 0; first < data.T; first += OCP_LANES) {
+    const Block block = block_at(data, 1, first, data.T);
+    gather(xs, n, block.row, x);
+    gather(us, m, block.row, u);
+    f_second(x, u, block.c, S);
+    scatter(S, OCP_TABLE, block.row, block.count, table);
+  }
+}
+#endif
+
 // -- a group ------------------------------------------------------------------------------------
 template <class V> struct Group {
   static constexpr int lanes = Of<V>::lanes;
@@ -87,6 +101,7 @@ template <class V> struct Group {
   V *k, *K;        // [T][m], [T][m][n]
   Wide *trial_x, *trial_u;
   Stage<V>* stages;  // all of them for a single problem, else the one in work
+  V* table;          // a single problem with OCP_TABLE: [T] of them
   V *phix, *phixx;
   V residue;  // 0 while all derivatives are finite, else nan
   const Given* given;
@@ -105,6 +120,7 @@ template <class V> struct Group {
     trial_x = arena.take<Wide>((T + 1) * n);
     trial_u = arena.take<Wide>(T * m);
     stages = arena.take<Stage<V>>(lanes == 1 ? T : 1);
+    table = arena.take<V>(lanes == 1 ? T * OCP_TABLE : 0);
     phix = arena.take<V>(n);
     phixx = arena.take<V>(n * n);
   }
@@ -115,12 +131,15 @@ template <class V> struct Group {
     c = context_of<V>(*data, rows);
   }
 
-  // -- what a sweep asks for
-  OCP_METHOD void begin() {
+  // -- what a sweep asks for; `curved`: second-order terms too
+  OCP_METHOD void begin(bool curved) {
     residue = V(0);
     if constexpr (lanes == 1) {
       if (!given) residue = expand_over_time(*data, x, u, stages);
       for (Int t = 0; given && t < data->T; ++t) read_stage(t, stages[t]);
+#if OCP_TABLE
+      if (curved && !(given && given->table)) second_over_time(*data, x, u, table);
+#endif
     }
   }
   OCP_METHOD void end(V* at_x, V* at_xx) {
@@ -164,6 +183,10 @@ template <class V> struct Group {
   // v . f_zz. A single problem fills all lanes with itself: as fast, and half the text to compile.
   OCP_METHOD void contract(Int t, const V* v, V* H) {
 #if OCP_SECOND_ORDER
+#if OCP_TABLE
+    Second::f_combined(table + t * OCP_TABLE, v, H);
+    return;
+#endif
     if constexpr (lanes == 1) {
       const Int same[OCP_LANES] = {};
       Context<Wide> wide = context_of<Wide>(*data, same);
