@@ -9,6 +9,9 @@
 #if OCP_DECIDE
 #include "loop.h"
 #endif
+#if OCP_ENSEMBLE
+#include "ensemble.h"
+#endif
 
 #define OCP_ENTRY extern "C" __attribute__((visibility("default"))) void
 
@@ -339,5 +342,22 @@ extern "C" __attribute__((visibility("default"))) Int ocp_iterate(
                        last < B ? last : B);
   });
   return ocp::fill_rows(*data, *call);
+}
+#endif
+
+#if OCP_ENSEMBLE
+// Problems whose samples share their controls; Data::B is their number. Work memory of the sweep:
+extern "C" __attribute__((visibility("default"))) Int ocp_ensemble_bytes(const Data* data) {
+  return ocp::ensemble::bytes(*data);
+}
+
+OCP_ENTRY ocp_ensemble_sweep(const Data* data, const ocp::EnsembleSweep* call) {
+  ocp::ensemble::sweep(*data, *call);
+}
+
+OCP_ENTRY ocp_ensemble_follow(const Data* data, const ocp::EnsembleFollow* call) {
+  ocp::parallel(data->threads, call->A, [&](Int, Int begin, Int end) {
+    for (Int j = begin; j < end; ++j) ocp::ensemble::follow(*data, *call, j);
+  });
 }
 #endif

@@ -29,7 +29,7 @@ import torch
 
 HEADERS = Path(__file__).parent
 # What comes before the generated functions.
-BEFORE = ("pack.h", "maths.h", "context.h", "linalg.h", "dual.h", "box_qp.h")
+BEFORE = ("pack.h", "maths.h", "context.h", "kinds.h", "linalg.h", "dual.h", "box_qp.h")
 SECONDS = 600.0  # that a compiler may take
 LINES = 12  # of a compiler's messages that an error repeats
 
@@ -62,6 +62,7 @@ def program(
     single: bool = False,
     bounds: bool = False,
     second_order: bool = True,
+    ensemble: bool = False,
 ) -> str:
     """The text of a program, from those of ``struct Model`` and ``struct Decide``.
 
@@ -72,6 +73,7 @@ def program(
         single: for exactly one problem (SIMD over stages and step sizes), else for batches.
         bounds: controls have bounds.
         second_order: ``Model::f_contracted`` is there.
+        ensemble: with the sweep and the roll-out of samples that share their controls.
     """
     settings = {
         "OCP_REAL": real,
@@ -79,6 +81,7 @@ def program(
         "OCP_BOUNDS": int(bounds),
         "OCP_SECOND_ORDER": int(second_order),
         "OCP_DECIDE": int(decide is not None),
+        "OCP_ENSEMBLE": int(ensemble),
     }
     lines = [f"#define {name} {value}" for name, value in settings.items()]
     lines += [f'#include "{header}"' for header in BEFORE]

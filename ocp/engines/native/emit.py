@@ -119,9 +119,9 @@ def model(problem: Problem, limit: int = LIMIT, scalar: int | None = None) -> Pr
             samples that are not alike; more than ``limit`` scalar operations.
     """
     if problem.stagewise or not problem.uniform:
-        raise Untraceable("problem", "stagewise functions or sizes are not compiled yet", "")
+        raise Untraceable("problem", "of stagewise problems, `stagewise.model` makes programs", "")
     if problem.shared_controls:
-        raise Untraceable("problem", "shared controls are not compiled yet", "")
+        raise Untraceable("problem", "of shared controls, the samples are compiled: `rows_of`", "")
     n, m = problem.state_dims[0], problem.control_dims[0]
     recorder = Recorder(problem.x0.dtype, problem.horizon, CREATED * limit, described, problem)
     values = trace_problem(problem, recorder)

@@ -95,10 +95,15 @@ class Graph:
     Args:
         dtype: numbers are folded and evaluated in it.
         limit: number of nodes, used or not, at which to stop.
+        folds: whether 0 and 1 vanish; else the form of an expression does not depend on the
+            values of its numbers.
     """
 
-    def __init__(self, dtype: Any = np.float64, limit: int = 400_000) -> None:
+    def __init__(
+        self, dtype: Any = np.float64, limit: int = 400_000, *, folds: bool = True
+    ) -> None:
         self.dtype = np.dtype(dtype)
+        self.folds = folds
         self.limit = limit
         self.ops: list[str] = []
         self.args: list[tuple[int, ...]] = []
@@ -178,7 +183,7 @@ class Graph:
 
     # -- arithmetic ----------------------------------------------------------------------------
     def add(self, a: int, b: int) -> int:
-        if self.zero in (a, b):
+        if self.folds and self.zero in (a, b):
             return b if a == self.zero else a
         if self.ops[b] == "neg":
             return self.sub(a, self.args[b][0])
@@ -187,9 +192,9 @@ class Graph:
         return self.mul(self.number(2.0), a) if a == b else self._plain("add", a, b)
 
     def sub(self, a: int, b: int) -> int:
-        if b == self.zero:
+        if self.folds and b == self.zero:
             return a
-        if a == self.zero:
+        if self.folds and a == self.zero:
             return self.neg(b)
         if self.ops[b] == "neg":
             return self.add(a, self.args[b][0])
@@ -205,7 +210,9 @@ class Graph:
             return self.zero
         for one, other in ((a, b), (b, a)):
             value = self.constant(one)
-            if value is not None and abs(value) == 1 and self.constant(other) is None:
+            if not self.folds or value is None:
+                continue
+            if abs(value) == 1 and self.constant(other) is None:
                 return other if value > 0 else self.neg(other)
         if self.ops[a] == "neg":  # exact, and products that differ by a sign are shared
             return self.neg(self.mul(self.args[a][0], b))
@@ -217,6 +224,8 @@ class Graph:
         if self._zeros_vanish and a == self.zero:
             return self.zero
         value = self.constant(b)
+        if not self.folds:
+            return self._plain("div", a, b)
         if value is not None and value != 0 and np.isfinite(value) and is_power_of_two(value):
             return self.mul(a, self.number(1 / value))  # exact
         if self.ops[a] == "neg":

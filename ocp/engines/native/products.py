@@ -34,7 +34,7 @@ class Weighted(NamedTuple):
 
 def by_weights(recorder: Recorder, name: str, args: Sequence[Any]) -> Weighted | None:
     """If one factor is a matrix of parameters and the other depends on more; else None."""
-    if name not in PRODUCTS:
+    if name not in PRODUCTS or not recorder.products:
         return None
     left, right = (args[k] for k in PRODUCTS[name])
     first = left.depends == SHARED

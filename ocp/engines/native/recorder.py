@@ -73,10 +73,12 @@ class Recorder:
         functions = {} if problem is None else {"dynamics": problem.dynamics, "cost": problem.cost}
         self.surroundings = Surroundings(functions)
         self.dtype, self.stages, self.describe = dtype, stages, describe
+        self.products = True  # matrices of parameters stay where they are, see the module products
         self.graph = Graph(np.float64 if dtype == torch.float64 else np.float32, limit)
         self.shared, self.data = Block(), Block()
         self.count = 0
         self.stage_leaf: Value | None = None
+        self.named: dict[str, Source] = {}  # of the problem's data, the same for every sample
         self._closures: dict[int, tuple[Tensor, Source]] = {}
         self.arguments: dict[Leaf, float] = {}  # leaves of arguments at the trace point
 
