@@ -1,0 +1,179 @@
+"""How one stage ``X' = F(X, u)`` is evaluated and differentiated, the whole batch at a time.
+
+`Form` takes any stage, by `torch.func`. The stages that make up most networks have closed forms of
+the same products (`LinearForm`, `PointwiseForm`): these are what the cost of a step hangs on, and
+they are tested against `Form`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import jvp, vjp, vmap
+
+from ocp_nn.cotangents import Cotangents
+from ocp_nn.kernels import activation_kernel, linear_kernel, linear_rows, rows_kernel
+from ocp_nn.metrics import Isotropic, Metric, as_vector, with_one
+
+
+class Form:
+    """Products with the derivatives of a stage.
+
+    Attributes:
+        stage: the map of X (B, n) and u (m,) to (B, n').
+        m: size of its controls.
+        couples: whether it couples samples.
+    """
+
+    def __init__(self, stage: Any) -> None:
+        self.stage, self.m, self.couples = stage, stage.m, stage.couples_samples
+
+    def forward(self, X: Tensor, u: Tensor) -> Tensor:
+        return self.stage(X, u)
+
+    def pull(self, X: Tensor, after: Tensor, u: Tensor, Y: Cotangents) -> Cotangents:
+        """``F_X' Y``; ``after`` is F(X, u)."""
+        if self.couples:
+            Y = Y.couple()
+        with torch.enable_grad():
+            _, product = vjp(lambda x: self.stage(x, u), X)
+            rows = vmap(lambda V: product(V)[0], in_dims=1, out_dims=1)(Y.rows)
+        return Cotangents(rows.detach(), Y.coupled)
+
+    def pull_one(self, X: Tensor, after: Tensor, u: Tensor, V: Tensor) -> Tensor:
+        """``F_X' V`` of one cotangent a sample: (B, n') -> (B, n)."""
+        with torch.enable_grad():
+            _, product = vjp(lambda x: self.stage(x, u), X)
+            return product(V)[0].detach()
+
+    def gradient(self, X: Tensor, u: Tensor, V: Tensor) -> Tensor:
+        """``F_u' V``: (B, n') -> (m,)."""
+        with torch.enable_grad():
+            _, product = vjp(lambda v: self.stage(X, v), u)
+            return product(V)[0].detach()
+
+    def push(self, X: Tensor, u: Tensor, du: Tensor) -> Tensor:
+        """``F_u du``: (m,) -> (B, n')."""
+        with torch.enable_grad():
+            return jvp(lambda v: self.stage(X, v), (u,), (du,))[1].detach()
+
+    def rows(self, X: Tensor, u: Tensor, Y: Cotangents) -> Tensor:
+        """``Y' F_u``, per-sample gradients: (r, m)."""
+        if self.couples:
+            Y = Y.couple()
+        with torch.enable_grad():
+            if Y.coupled:
+                _, product = vjp(lambda v: self.stage(X, v), u)
+                return vmap(lambda V: product(V)[0], in_dims=1)(Y.rows).detach()
+
+            def one(x: Tensor, cotangents: Tensor) -> Tensor:
+                _, product = vjp(lambda v: self.stage(x[None], v)[0], u)
+                return vmap(lambda V: product(V)[0])(cotangents)
+
+            return vmap(one)(X, Y.rows).flatten(0, 1).detach()
+
+    def kernel(self, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric) -> Tensor:
+        """``Gamma = Y' F_u P F_u' Y``: (r, r)."""
+        return rows_kernel(self.rows(X, u, Y), metric)
+
+    def operator(
+        self, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric
+    ) -> Callable[[Tensor], Tensor]:
+        """``z -> Gamma z`` without Gamma: one product with F_u' and one with F_u."""
+
+        def product(z: Tensor) -> Tensor:
+            g = metric.apply(self.gradient(X, u, Y.apply(z)))
+            return Y.adjoint(self.push(X, u, g))
+
+        return product
+
+
+class LinearForm(Form):
+    """``X' = X W' + b``, u = (W row by row, b)."""
+
+    def __init__(self, stage: Any, outputs: int, inputs: int, has_bias: bool) -> None:
+        super().__init__(stage)
+        self.outputs, self.inputs, self.has_bias = outputs, inputs, has_bias
+
+    def weight(self, u: Tensor) -> Tensor:
+        return u[: self.outputs * self.inputs].view(self.outputs, self.inputs)
+
+    def forward(self, X: Tensor, u: Tensor) -> Tensor:
+        bias = u[self.outputs * self.inputs :] if self.has_bias else None
+        return F.linear(X, self.weight(u), bias)
+
+    def pull(self, X: Tensor, after: Tensor, u: Tensor, Y: Cotangents) -> Cotangents:
+        return Cotangents(Y.rows @ self.weight(u), Y.coupled)
+
+    def pull_one(self, X: Tensor, after: Tensor, u: Tensor, V: Tensor) -> Tensor:
+        return V @ self.weight(u)
+
+    def gradient(self, X: Tensor, u: Tensor, V: Tensor) -> Tensor:
+        G = (V.mT @ X).view(-1)
+        return torch.cat((G, V.sum(dim=0))) if self.has_bias else G
+
+    def push(self, X: Tensor, u: Tensor, du: Tensor) -> Tensor:
+        return self.forward(X, du)
+
+    def rows(self, X: Tensor, u: Tensor, Y: Cotangents) -> Tensor:
+        J = linear_rows(with_one(X, self.has_bias), Y.rows, Y.coupled)
+        return as_vector(J.unflatten(-1, (self.outputs, -1)), self.has_bias)
+
+    def kernel(self, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric) -> Tensor:
+        return linear_kernel(X, Y, metric, self.outputs, self.has_bias)
+
+    def operator(
+        self, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric
+    ) -> Callable[[Tensor], Tensor]:
+        """With an isotropic P through the (B, B) kernel of the activations, whatever m is."""
+        if not isinstance(metric, Isotropic):
+            return super().operator(X, u, Y, metric)
+        K = activation_kernel(X, metric, self.has_bias)
+        return lambda z: Y.adjoint(K @ Y.apply(z))
+
+
+SLOPES: dict[type, Callable[[Tensor, Tensor], Tensor]] = {
+    nn.Tanh: lambda x, y: 1 - y * y,
+    nn.Sigmoid: lambda x, y: y * (1 - y),
+    nn.ReLU: lambda x, y: (x > 0).to(x.dtype),
+}
+"""Derivative of an activation, from its argument and its value."""
+
+
+class PointwiseForm(Form):
+    """An activation without parameters: F_X is diagonal."""
+
+    def __init__(self, stage: Any, module: nn.Module) -> None:
+        super().__init__(stage)
+        self.closed = SLOPES.get(type(module))
+
+    def slope(self, X: Tensor, after: Tensor) -> Tensor:
+        if self.closed is not None:
+            return self.closed(X, after)
+        with torch.enable_grad():
+            x = X.detach().requires_grad_()
+            y = self.stage(x, x.new_empty(0))
+            return torch.autograd.grad(y, x, torch.ones_like(y))[0]
+
+    def pull(self, X: Tensor, after: Tensor, u: Tensor, Y: Cotangents) -> Cotangents:
+        return Cotangents(Y.rows * self.slope(X, after)[:, None], Y.coupled)
+
+    def pull_one(self, X: Tensor, after: Tensor, u: Tensor, V: Tensor) -> Tensor:
+        return V * self.slope(X, after)
+
+
+class IdentityForm(Form):
+    """Flatten, Identity, Dropout in evaluation: the flattened activation stays as it is."""
+
+    def forward(self, X: Tensor, u: Tensor) -> Tensor:
+        return X
+
+    def pull(self, X: Tensor, after: Tensor, u: Tensor, Y: Cotangents) -> Cotangents:
+        return Y
+
+    def pull_one(self, X: Tensor, after: Tensor, u: Tensor, V: Tensor) -> Tensor:
+        return V
