@@ -172,7 +172,13 @@ class Solver:
         sizes = self.step_sizes(state.cost)
         trials = engine.follow(state.xs, state.us, state.gaps, direction.policy, sizes)
         record = self.record(state, expansion, direction, trials)
-        return advance(state, direction, trials, self.decide(record, sizes))
+        return self.advance(state, direction, trials, self.decide(record, sizes))
+
+    def advance(
+        self, state: State, direction: Direction, trials: Trials, decision: Decision
+    ) -> State:
+        """See `advance`."""
+        return advance(state, direction, trials, decision)
 
     def steps(self, problem: Problem, state: State, most: int) -> State:
         """At least one and up to ``most`` iterations: one, unless the engine makes many at once."""
