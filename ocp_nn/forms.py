@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from ocp_nn.cotangents import Cotangents
@@ -99,6 +99,14 @@ class LinearForm(Form):
         super().__init__(stage)
         self.outputs, self.inputs, self.has_bias = outputs, inputs, has_bias
 
+    def activations(self, X: Tensor) -> Tensor:
+        """What the weight acts on: (B, n)."""
+        return X
+
+    def outgoing(self, Y: Cotangents) -> Cotangents:
+        """Cotangents of what the weight gives."""
+        return Y
+
     def weight(self, u: Tensor) -> Tensor:
         return u[: self.outputs * self.inputs].view(self.outputs, self.inputs)
 
@@ -131,15 +139,52 @@ class LinearForm(Form):
     ) -> Callable[[Tensor], Tensor]:
         """With an isotropic P through the (B, B) kernel of the activations, whatever m is."""
         if not isinstance(metric, Isotropic):
-            return super().operator(X, u, Y, metric)
+            return Form.operator(self, X, u, Y, metric)
         K = activation_kernel(X, metric, self.has_bias)
         return lambda z: Y.adjoint(K @ Y.apply(z))
 
 
-SLOPES: dict[type, Callable[[Tensor, Tensor], Tensor]] = {
-    nn.Tanh: lambda x, y: 1 - y * y,
-    nn.Sigmoid: lambda x, y: y * (1 - y),
-    nn.ReLU: lambda x, y: (x > 0).to(x.dtype),
+class AugmentedLinearForm(LinearForm):
+    """A linear layer from some columns of the state to some columns of the next; others pass by."""
+
+    def __init__(self, stage: Any, layout: Any) -> None:
+        super().__init__(stage, layout.outputs, layout.inputs, layout.has_bias)
+        self.layout = layout
+
+    forward, pull, pull_one = Form.forward, Form.pull, Form.pull_one
+
+    def activations(self, X: Tensor) -> Tensor:
+        return X[:, self.layout.in_columns]
+
+    def outgoing(self, Y: Cotangents) -> Cotangents:
+        return Cotangents(Y.rows[..., self.layout.out_columns], Y.coupled)
+
+    def gradient(self, X: Tensor, u: Tensor, V: Tensor) -> Tensor:
+        return super().gradient(self.activations(X), u, V[:, self.layout.out_columns])
+
+    def push(self, X: Tensor, u: Tensor, du: Tensor) -> Tensor:
+        moved = X.new_zeros(X.shape[0], self.stage.n_out)
+        moved[:, self.layout.out_columns] = LinearForm.forward(self, self.activations(X), du)
+        return moved
+
+    def rows(self, X: Tensor, u: Tensor, Y: Cotangents) -> Tensor:
+        return super().rows(self.activations(X), u, self.outgoing(Y))
+
+    def kernel(self, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric) -> Tensor:
+        return super().kernel(self.activations(X), u, self.outgoing(Y), metric)
+
+    def operator(
+        self, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric
+    ) -> Callable[[Tensor], Tensor]:
+        if not isinstance(metric, Isotropic):
+            return Form.operator(self, X, u, Y, metric)
+        return super().operator(self.activations(X), u, self.outgoing(Y), metric)
+
+
+SLOPES: dict[tuple[str, ...], Callable[[Tensor, Tensor], Tensor]] = {
+    ("Tanh",): lambda x, y: 1 - y * y,
+    ("Sigmoid",): lambda x, y: y * (1 - y),
+    ("ReLU",): lambda x, y: (x > 0).to(x.dtype),
 }
 """Derivative of an activation, from its argument and its value."""
 
@@ -147,9 +192,9 @@ SLOPES: dict[type, Callable[[Tensor, Tensor], Tensor]] = {
 class PointwiseForm(Form):
     """An activation without parameters: F_X is diagonal."""
 
-    def __init__(self, stage: Any, module: nn.Module) -> None:
+    def __init__(self, stage: Any) -> None:
         super().__init__(stage)
-        self.closed = SLOPES.get(type(module))
+        self.closed = SLOPES.get(tuple(stage.layers))
 
     def slope(self, X: Tensor, after: Tensor) -> Tensor:
         if self.closed is not None:
@@ -166,14 +211,27 @@ class PointwiseForm(Form):
         return V * self.slope(X, after)
 
 
-class IdentityForm(Form):
-    """Flatten, Identity, Dropout in evaluation: the flattened activation stays as it is."""
+FORWARD: dict[tuple[str, ...], Callable[[Tensor], Tensor]] = {
+    ("Tanh",): torch.tanh,
+    ("Sigmoid",): torch.sigmoid,
+    ("ReLU",): torch.relu,
+}
+
+
+class PlainForm(PointwiseForm):
+    """One of the activations of `FORWARD`, called without the stage's book-keeping."""
 
     def forward(self, X: Tensor, u: Tensor) -> Tensor:
-        return X
+        return FORWARD[tuple(self.stage.layers)](X)
 
-    def pull(self, X: Tensor, after: Tensor, u: Tensor, Y: Cotangents) -> Cotangents:
-        return Y
 
-    def pull_one(self, X: Tensor, after: Tensor, u: Tensor, V: Tensor) -> Tensor:
-        return V
+def form_of(stage: Any) -> Form:
+    """The closed form of a `Stage` where it has one, else `Form`."""
+    layout = stage.linear
+    if layout is not None and not stage.couples_samples:
+        if stage.plain_linear:
+            return LinearForm(stage, layout.outputs, layout.inputs, layout.has_bias)
+        return AugmentedLinearForm(stage, layout)
+    if stage.elementwise and not stage.couples_samples:
+        return PlainForm(stage) if tuple(stage.layers) in FORWARD else PointwiseForm(stage)
+    return Form(stage)

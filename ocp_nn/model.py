@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -37,6 +37,7 @@ class Model:
     rho: Tensor
     rest: Sequence[Tensor | None] | None
     linear: Sequence[Tensor | None]
+    cache: dict[str, Tensor] = field(default_factory=dict)  # what refused steps need not redo
 
     @property
     def r(self) -> int:

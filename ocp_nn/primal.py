@@ -147,19 +147,26 @@ def rows_of(model: Model, t: int) -> Tensor:
     """J_t in the order of the factor: (r, m)."""
     form, Y = model.forms[t], model.y(t + 1)
     if isinstance(form, LinearForm):
-        return linear_rows(with_one(model.xs[t], form.has_bias), Y.rows, Y.coupled)
+        return linear_rows(activations(model, t), form.outgoing(Y).rows, Y.coupled)
     return form.rows(model.xs[t], model.us[t], Y)
 
 
 def activations(model: Model, t: int) -> Tensor:
     form = model.forms[t]
     assert isinstance(form, LinearForm)
-    return with_one(model.xs[t], form.has_bias)
+    return with_one(form.activations(model.xs[t]), form.has_bias)
+
+
+def outgoing(model: Model, t: int) -> Tensor:
+    """Cotangents of what the weight of a linear stage gives: (B, k, n')."""
+    form = model.forms[t]
+    assert isinstance(form, LinearForm)
+    return form.outgoing(model.y(t + 1)).rows
 
 
 def linear_block(model: Model, a: int, b: int) -> Tensor:
     """(m_a, m_b) of two linear stages."""
-    Ya, Yb = model.y(a + 1).rows, model.y(b + 1).rows
+    Ya, Yb = outgoing(model, a), outgoing(model, b)
     Xa, Xb = activations(model, a), activations(model, b)
     outer = torch.bmm(Ya.mT, Yb).flatten(1)  # (B, n'_a n'_b)
     inner = (Xa[:, :, None] * Xb[:, None, :]).flatten(1)
@@ -169,7 +176,7 @@ def linear_block(model: Model, a: int, b: int) -> Tensor:
 
 def diagonal_block(model: Model, t: int) -> Tensor:
     """(m, m) of one linear stage, from the upper triangles of both factors."""
-    Y, X = model.y(t + 1).rows, activations(model, t)
+    Y, X = outgoing(model, t), activations(model, t)
     outer, y_index = triangle(Y.shape[2], Y.device)
     inner, x_index = triangle(X.shape[1], X.device)
     products = (Y[:, :, outer[0]] * Y[:, :, outer[1]]).sum(dim=1)

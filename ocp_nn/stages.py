@@ -15,6 +15,8 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
+from ocp.engines import Engine
+from ocp.problem import Problem
 from ocp_nn.layers import KEY, KEYS, Context, Statistics, update_running
 from ocp_nn.operations import Operation, realise
 
@@ -28,6 +30,10 @@ class Slot:
     start: int
     stop: int
     dtype: torch.dtype  # integers and bools pass as floats, exactly
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
 
     @property
     def columns(self) -> slice:
@@ -127,7 +133,7 @@ class Stage:
     def carried(self) -> int:
         """Numbers of the state that pass through unchanged."""
         before = {s.name for s in self.in_slots}
-        return sum(s.stop - s.start for s in self.out_slots if s.name in before)
+        return sum(s.size for s in self.out_slots if s.name in before)
 
     @property
     def plain_linear(self) -> bool:
@@ -228,6 +234,20 @@ class Network:
         for stage, u in zip(self.stages, us, strict=True):
             Xs.append(stage(Xs[-1], u))
         return Xs
+
+    def make_engine(self, problem: Problem, name: str) -> Engine:
+        """The engine of that name that only networks have, for `ocp.engines.make`.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if name != "function-space":
+            raise ValueError(
+                f"engine must be 'auto', 'eager', 'native' or 'function-space', got {name!r}."
+            )
+        from ocp_nn.function_space import FunctionSpace
+
+        return FunctionSpace(problem)
 
     def rows(self, x0: Tensor) -> Tensor:
         """x0 of a problem -> one row a sample (B, n_0)."""
