@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from ocp.solution import Policy, Solution, Status, Value
 from ocp.solvers import ILQR
 from ocp.solvers.decide import Decision, Record, decide
 from ocp.solvers.loop import Direction, Solver, State
+from ocp_nn.cost import LossCost
 from ocp_nn.coordinates import Coordinates, paper, proximal, stagewise
 from ocp_nn.function_space import FunctionSpace
 from ocp_nn.matrix_free import matrix_free
@@ -26,6 +28,8 @@ from ocp_nn.statistics import Maker, Memory, Scale, Settings, with_momentum
 FORMS = ("proximal", "paper", "stagewise", "gradient")
 SOLVERS = ("auto", "cholesky", "cg", "primal")
 SMALL = 300  # coordinates up to which a Cholesky factor a stage is cheapest
+_scales: WeakKeyDictionary[LossCost, dict[Any, tuple[Scale, ...]]] = WeakKeyDictionary()
+
 GAIN_MEMORY = 0.9  # of the running means of seen and promised decrease, batch to batch
 DRIFT = 1.1  # change of the damping from batch to batch
 DAMPING_RANGE = (1e-14, 1e10)
@@ -183,11 +187,9 @@ class BatchDDP(ILQR):
     def scales(self, engine: Any, model: Model) -> tuple[Scale, ...]:
         """Learning rates and L_uu of every stage."""
         cost, own = engine.cost, self.form != "paper" or self.metric.kind == "gauss_newton"
-        key = (self.lr, own)
-        cached = getattr(engine.network, "_scales", {}) if cost.regulariser is None else {}
-        found: tuple[Scale, ...] | None = cached.get((id(cost), key))
-        if found is not None:
-            return found
+        known = _scales.setdefault(cost, {})
+        if (self.lr, own) in known:
+            return known[self.lr, own]
         scales = []
         for t, stage in enumerate(engine.network.stages):
             sizes = tuple(p.stop - p.start for p in stage.parameters)
@@ -201,12 +203,20 @@ class BatchDDP(ILQR):
             if own and cost.regulariser is not None and sizes:
                 extra = cost.control_diagonal(model.us[t], t)
             scales.append(Scale(lr, sizes, values, extra))
+        if cost.regulariser is None:
+            known.clear()  # one learning rate at a time
+            known[self.lr, own] = tuple(scales)
         return tuple(scales)
 
     def record(  # type: ignore[override]
         self, state: State, expansion: Model, direction: Direction, trials: Trials
     ) -> Record:
-        fine = torch.isfinite(state.cost) & torch.isfinite(direction.slope)
+        if self.mini_batch:
+            fine = trial_finite = torch.isfinite(trials.cost[0])
+            trial_finite = trial_finite[None]
+        else:
+            fine = torch.isfinite(state.cost) & torch.isfinite(direction.slope)
+            trial_finite = torch.isfinite(trials.cost)
         return Record(
             cost=state.cost,
             gap=state.gap,
@@ -216,7 +226,7 @@ class BatchDDP(ILQR):
             usable=direction.usable,
             finite=fine,
             trial_cost=trials.cost,
-            trial_finite=torch.isfinite(trials.cost),
+            trial_finite=trial_finite,
             start_cost=state.start_cost,
             damping=state.damping,
             penalty=state.penalty,
@@ -239,21 +249,20 @@ class BatchDDP(ILQR):
 
     def take(self, record: Record, step_sizes: Tensor) -> Decision:
         """The whole step, unless it is not finite."""
-        fine = record.usable & record.finite & record.trial_finite[0]
-        zero = torch.zeros_like(record.cost)
+        fine = record.usable & record.finite
         return Decision(
-            choice=torch.zeros_like(record.iterations),
+            choice=record.weak,
             accepted=fine,
-            step_size=zero + 1,
+            step_size=step_sizes,
             expected=-record.slope / 2,
             decrease=record.cost - record.trial_cost[0],
             damping=record.damping,
             penalty=record.penalty,
             second_order=record.second_order,
             weak=record.weak,
-            status=torch.where(fine, record.status, int(Status.NON_FINITE)),
+            status=record.status if bool(fine) else record.status * 0 + int(Status.NON_FINITE),
             iterations=record.iterations + 1,
-            rollouts=torch.ones_like(record.iterations),
+            rollouts=record.iterations,
         )
 
     def marquardt(self, record: Record, decision: Decision) -> Tensor:

@@ -147,6 +147,8 @@ def with_data(
     X = net.states(given, seed)
     target = problem.cost.loss.prepare(check_targets(targets, X), net.out_shape, X)
     whole = net.whole_batch
+    if not whole:
+        return problem.refill(X, {"target": target})
     return problem.replace(
         x0=X.reshape(1, -1) if whole else X,
         control_dim=list(net.control_dims),

@@ -33,12 +33,14 @@ class Coordinates(Protocol):
     Attributes:
         metrics: P_t of each active stage.
         decrease: what the model promises for the full step, a 0-dim tensor.
-        definite: bool tensor, () : whether every system was positive definite.
+        definite: bool tensor, (): whether every system was positive definite.
+        feedback: True where a deviation of the state changes the controls.
     """
 
     metrics: dict[int, Metric]
     decrease: Tensor
     definite: Tensor
+    feedback: bool | str
 
     def z(self, t: int, v: Tensor | None, alpha: float, guess: Tensor | None) -> Tensor:
         """(r,) for the deviation v = Y_t' dX_t (None for none); `guess` is the z of before."""
@@ -92,15 +94,15 @@ class Proximal:
     metrics: dict[int, Metric]
     factors: dict[int, Tensor]
     ws: dict[int, Tensor]
+    first: Tensor  # z at the first active stage without deviation
     decrease: Tensor
     definite: Tensor
     feedback: bool | str
 
     def z(self, t: int, v: Tensor | None, alpha: float, guess: Tensor | None) -> Tensor:
-        if self.feedback == "linear":  # the linear roll-out has the same z at every stage
-            if guess is not None:
-                return guess
-            t, v = self.model.active[0], None
+        if guess is None or self.feedback == "linear":
+            # A linear roll-out has the same z at every stage.
+            return self.first if alpha == 1 else alpha * self.first
         w = self.ws[t] if alpha == 1 else alpha * self.ws[t]
         if v is not None and self.feedback:
             w = w + v
@@ -115,6 +117,7 @@ def proximal(model: Model, metric_of: MetricOf, feedback: bool | str) -> Proxima
     ws: dict[int, Tensor] = {}
     infos = []
     z: Callable[[], Tensor] = lambda: model.rho
+    first = model.active[0]
     for t in reversed(model.active):
         Y = model.y(t + 1)
         metric = metrics[t] = metric_of(t, value_gradient(model, t + 1, z))
@@ -122,17 +125,16 @@ def proximal(model: Model, metric_of: MetricOf, feedback: bool | str) -> Proxima
         linear.absorb(t, metric)
         ws[t] = linear.w
         S = identity_plus(gamma) if S is None else S.add_(gamma)
-        if feedback == "linear" and t != model.active[0]:
+        if feedback == "linear" and t != first:
             z = lambda S=S, w=linear.w: torch.linalg.solve(S, w)  # type: ignore[misc]
             continue
         factors[t], info = torch.linalg.cholesky_ex(S)
         infos.append(info)
         z = lambda L=factors[t], w=linear.w: torch.cholesky_solve(w[:, None], L)[:, 0]  # type: ignore[misc]
-    first = model.active[0]
-    half = torch.linalg.solve_triangular(factors[first], ws[first][:, None], upper=False)[:, 0]
-    decrease = (linear.square + model.rho @ model.rho - half @ half) / 2
+    whole = z()
+    decrease = (linear.square + model.rho @ model.rho - ws[first] @ whole) / 2
     definite = torch.stack(infos).amax() == 0
-    return Proximal(model, metrics, factors, ws, decrease, definite, feedback)
+    return Proximal(model, metrics, factors, ws, whole, decrease, definite, feedback)
 
 
 @dataclass(eq=False)
@@ -164,7 +166,7 @@ def paper(model: Model, metric_of: MetricOf, feedback: bool) -> Paper:
     zs: dict[int, Tensor] = {}
     C: Tensor | None = None
     z, decrease = model.rho, model.rho.new_zeros(())
-    first = model.active[0]
+    first, second = model.active[0], model.active[min(1, len(model.active) - 1)]
     for t in reversed(model.active):
         metric = metrics[t] = metric_of(t, value_gradient(model, t + 1, lambda z=z: z))  # type: ignore[misc]
         gamma = model.forms[t].kernel(model.xs[t], model.us[t], model.y(t + 1), metric)
@@ -179,6 +181,8 @@ def paper(model: Model, metric_of: MetricOf, feedback: bool) -> Paper:
         if t == first:
             break
         z = z - (moved if C is None else C @ moved)
+        if t == second:  # at the first stage nothing deviates
+            continue
         if C is None:
             C = identity_plus(-gamma)
         else:
@@ -195,6 +199,7 @@ class Separate:
     zs: dict[int, Tensor]
     decrease: Tensor
     definite: Tensor
+    feedback: bool = False
 
     def z(self, t: int, v: Tensor | None, alpha: float, guess: Tensor | None) -> Tensor:
         return self.zs[t] if alpha == 1 else alpha * self.zs[t]

@@ -181,35 +181,28 @@ class AugmentedLinearForm(LinearForm):
         return super().operator(self.activations(X), u, self.outgoing(Y), metric)
 
 
-SLOPES: dict[tuple[str, ...], Callable[[Tensor, Tensor], Tensor]] = {
-    ("Tanh",): lambda x, y: 1 - y * y,
-    ("Sigmoid",): lambda x, y: y * (1 - y),
-    ("ReLU",): lambda x, y: (x > 0).to(x.dtype),
-}
-"""Derivative of an activation, from its argument and its value."""
-
-
 class PointwiseForm(Form):
-    """An activation without parameters: F_X is diagonal."""
+    """Activations without parameters: F_X is diagonal."""
 
-    def __init__(self, stage: Any) -> None:
-        super().__init__(stage)
-        self.closed = SLOPES.get(tuple(stage.layers))
-
-    def slope(self, X: Tensor, after: Tensor) -> Tensor:
-        if self.closed is not None:
-            return self.closed(X, after)
+    def slope(self, X: Tensor) -> Tensor:
         with torch.enable_grad():
             x = X.detach().requires_grad_()
             y = self.stage(x, x.new_empty(0))
             return torch.autograd.grad(y, x, torch.ones_like(y))[0]
 
     def pull(self, X: Tensor, after: Tensor, u: Tensor, Y: Cotangents) -> Cotangents:
-        return Cotangents(Y.rows * self.slope(X, after)[:, None], Y.coupled)
+        return Cotangents(Y.rows * self.slope(X)[:, None], Y.coupled)
 
     def pull_one(self, X: Tensor, after: Tensor, u: Tensor, V: Tensor) -> Tensor:
-        return V * self.slope(X, after)
+        return V * self.slope(X)
 
+
+BACKWARD: dict[tuple[str, ...], Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    ("Tanh",): lambda V, x, y: torch.ops.aten.tanh_backward(V, y),
+    ("Sigmoid",): lambda V, x, y: torch.ops.aten.sigmoid_backward(V, y),
+    ("ReLU",): lambda V, x, y: torch.ops.aten.threshold_backward(V, y, 0),
+}
+"""Product of a cotangent with the derivative, from argument and value: one kernel each."""
 
 FORWARD: dict[tuple[str, ...], Callable[[Tensor], Tensor]] = {
     ("Tanh",): torch.tanh,
@@ -221,8 +214,19 @@ FORWARD: dict[tuple[str, ...], Callable[[Tensor], Tensor]] = {
 class PlainForm(PointwiseForm):
     """One of the activations of `FORWARD`, called without the stage's book-keeping."""
 
+    def __init__(self, stage: Any) -> None:
+        super().__init__(stage)
+        kind = tuple(stage.layers)
+        self.function, self.backward = FORWARD[kind], BACKWARD[kind]
+
     def forward(self, X: Tensor, u: Tensor) -> Tensor:
-        return FORWARD[tuple(self.stage.layers)](X)
+        return self.function(X)
+
+    def pull(self, X: Tensor, after: Tensor, u: Tensor, Y: Cotangents) -> Cotangents:
+        return Cotangents(self.backward(Y.rows, X[:, None], after[:, None]), Y.coupled)
+
+    def pull_one(self, X: Tensor, after: Tensor, u: Tensor, V: Tensor) -> Tensor:
+        return self.backward(V, X, after)
 
 
 def form_of(stage: Any) -> Form:

@@ -126,8 +126,8 @@ class FunctionSpace:
             g = loss.gradient(outputs, self.target)
             rho = torch.linalg.solve_triangular(L, g[..., None], upper=False)[..., 0]
             return Cotangents(L.mT / B**0.5), rho.reshape(-1) / B**0.5, None
-        Y, residual = factor_and_residual(loss, outputs, self.target)
-        rows = (Y.mT * B**-0.5).contiguous()
+        Yt, residual = factor_and_residual(loss, outputs, self.target)
+        rows = (Yt * B**-0.5).contiguous()
         if residual is not None:
             return Cotangents(rows), residual.reshape(-1) * B**-0.5, None
         g = loss.gradient(outputs, self.target)
@@ -142,6 +142,12 @@ class FunctionSpace:
         step_sizes: Tensor,
     ) -> Trials:
         """Roll the network out with the policy, one step size after the other."""
+        if step_sizes.shape[0] == 1:
+            new_xs, new_us = policy.follow(float(step_sizes))
+            cost = self.objective(new_xs[-1], new_us).view(1, 1)
+            return Trials(
+                [X.reshape(1, 1, -1) for X in new_xs], [u[None, None] for u in new_us], cost
+            )
         rolled = [policy.follow(a) for a in step_sizes.tolist()]
         costs = [self.objective(new_xs[-1], new_us) for new_xs, new_us in rolled]
         return Trials(
@@ -168,5 +174,26 @@ def mean_loss(loss: Loss, outputs: Tensor, target: Tensor) -> Tensor:
 def factor_and_residual(
     loss: Loss, outputs: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Y (B, c, k) and rho (B, k), or None."""
-    return loss.factor(outputs, target), loss.residual(outputs, target)
+    """Y' (B, k, c) and rho (B, k) or None, of each sample's loss."""
+    if type(loss) is CrossEntropy and loss.positions == 1 and loss.label_smoothing == 0:
+        if not target.is_floating_point():
+            return softmax_model(outputs, target)
+    return loss.factor(outputs, target).mT, loss.residual(outputs, target)
+
+
+def softmax_model(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """`CrossEntropy.factor`, transposed, and `residual` for class numbers, in one go.
+
+    Rows ``v_k (delta_kc - w_c v_k / (1 + v_j))`` for the classes k other than the likeliest, j.
+    """
+    v = (torch.log_softmax(logits, dim=1) / 2).exp()
+    j = v.argmax(dim=1, keepdim=True)
+    k = torch.arange(v.shape[1] - 1, device=v.device)
+    others = k + (k >= j)
+    v_j, v_k, label = v.gather(1, j), v.gather(1, others), target[:, None]
+    tail = v_k / (1 + v_j)
+    weight = (v * v).scatter_add_(1, j, v_j)
+    rows = -tail[:, :, None] * weight[:, None]
+    rows.scatter_add_(2, others[..., None], v_k[..., None])
+    rho = tail * (1 + (j == label) / v_j)
+    return rows, rho - (others == label) / v.gather(1, label)

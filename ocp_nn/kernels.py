@@ -51,8 +51,10 @@ def linear_kernel(X: Tensor, Y: Cotangents, metric: Metric, outputs: int, has_bi
 
 def activation_kernel(X: Tensor, metric: Isotropic, has_bias: bool) -> Tensor:
     """``p_weight x_i'x_j + p_bias``: (B, B)."""
-    K = metric.values[0] * (X @ X.mT)
-    return K + metric.values[1] if has_bias else K
+    if not has_bias:
+        return metric.values[0] * (X @ X.mT)
+    ones = X.new_full((1, 1), metric.values[1])
+    return torch.addmm(ones, X, X.mT, alpha=metric.values[0])
 
 
 def product_kernel(Y: Cotangents, Z: Tensor, K: Tensor) -> Tensor:

@@ -22,6 +22,10 @@ class Metric(Protocol):
         """P g for vectors (..., m)."""
         ...
 
+    def step(self, u: Tensor, g: Tensor) -> Tensor:
+        """u - P g: (m,)."""
+        ...
+
     def dense(self) -> Tensor:
         """D (m, m): for small stages and for tests."""
         ...
@@ -45,6 +49,11 @@ class Isotropic:
             return g * self.values[0]
         return g * self.diagonal()
 
+    def step(self, u: Tensor, g: Tensor) -> Tensor:
+        if len(set(self.values)) == 1:
+            return torch.sub(u, g, alpha=self.values[0])
+        return u - self.apply(g)
+
     def diagonal(self) -> Tensor:
         """Of P: (m,)."""
         parts = [self.like.new_full((s,), p) for s, p in zip(self.sizes, self.values, strict=True)]
@@ -62,6 +71,9 @@ class Diagonal:
 
     def apply(self, g: Tensor) -> Tensor:
         return g * self.p
+
+    def step(self, u: Tensor, g: Tensor) -> Tensor:
+        return torch.addcmul(u, g, self.p, value=-1)
 
     def diagonal(self) -> Tensor:
         """Of P: (m,)."""
@@ -91,6 +103,9 @@ class Kronecker:
         G = torch.cholesky_solve(G, self.left)
         G = torch.cholesky_solve(G.mT, self.right).mT
         return as_vector(self.scale * G, self.has_bias)
+
+    def step(self, u: Tensor, g: Tensor) -> Tensor:
+        return u - self.apply(g)
 
     def left_inverse(self, Y: Tensor) -> Tensor:
         """Rows y -> L^{-1} y, (N, n'), scaled."""
@@ -124,6 +139,9 @@ class Eigenbasis:
         G = as_matrix(g, self.left.shape[0], self.has_bias)
         G = self.left @ (self.p * (self.left.mT @ G @ self.right)) @ self.right.mT
         return as_vector(G, self.has_bias)
+
+    def step(self, u: Tensor, g: Tensor) -> Tensor:
+        return u - self.apply(g)
 
     def dense(self) -> Tensor:
         basis = torch.kron(self.left, self.right)

@@ -30,12 +30,22 @@ class FunctionPolicy:
             u = model.us[t]
             if form.m > 0:
                 dX = None if t == model.active[0] else X - model.xs[t]
-                du, memory = self.change(t, dX, alpha, memory)
-                u = u + du
+                u, memory = self.changed(t, dX, alpha, memory)
             X = form.forward(X, u)
             us.append(u)
             xs.append(X)
         return xs, us
+
+    def changed(
+        self, t: int, dX: Tensor | None, alpha: float, memory: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """u_t + du_t, see `change`."""
+        source = self.source
+        if isinstance(source, Primal):
+            du, memory = self.change(t, dX, alpha, memory)
+            return self.model.us[t] + du, memory
+        g, z = self.slope(t, dX, alpha, memory)
+        return source.metrics[t].step(self.model.us[t], g), z
 
     def change(
         self, t: int, dX: Tensor | None, alpha: float = 1.0, memory: Tensor | None = None
@@ -47,17 +57,28 @@ class FunctionPolicy:
             alpha: size of the open-loop part of the step.
             memory: as the stage before returned it.
         """
-        model, source = self.model, self.source
-        v = None if dX is None or not getattr(source, "feedback", False) else (
-            model.y(t).adjoint(dX)
-        )  # fmt: skip
+        source = self.source
         if isinstance(source, Primal):
-            return source.change(t, v, alpha, memory), memory
-        z = source.z(t, v, alpha, memory)
-        g, h = model.pulled(t, z), model.linear[t]
+            return source.change(t, self.deviation(t, dX), alpha, memory), memory
+        g, z = self.slope(t, dX, alpha, memory)
+        return -source.metrics[t].apply(g), z
+
+    def slope(
+        self, t: int, dX: Tensor | None, alpha: float, memory: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """``alpha h + F_u' Y z`` (m,), of which du is -P times, and z."""
+        assert not isinstance(self.source, Primal)
+        z = self.source.z(t, self.deviation(t, dX), alpha, memory)
+        g, h = self.model.pulled(t, z), self.model.linear[t]
         if h is not None:
             g = g + (h if alpha == 1 else alpha * h)
-        return -source.metrics[t].apply(g), z
+        return g, z
+
+    def deviation(self, t: int, dX: Tensor | None) -> Tensor | None:
+        """``Y_t' dX`` (r,), where the policy looks at it."""
+        if dX is None or self.source.feedback is not True:
+            return None
+        return self.model.y(t).adjoint(dX)
 
     def linear(self, alpha: float = 1.0) -> list[Tensor]:
         """The controls' changes (m,) if the network were linear, T of them."""
@@ -66,7 +87,8 @@ class FunctionPolicy:
         for t, form in enumerate(model.forms):
             du = torch.zeros_like(model.us[t])
             if form.m > 0:
-                du, memory = self.change(t, dX, alpha, memory)
+                deviation = None if t == model.active[0] else dX
+                du, memory = self.change(t, deviation, alpha, memory)
             after = linear_push(model, t, dX)
             dX = after + form.push(model.xs[t], model.us[t], du) if form.m > 0 else after
             dus.append(du)

@@ -16,7 +16,7 @@ Nothing here is modified in place: a refused step leaves the statistics of befor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -97,6 +97,7 @@ class Scale:
     sizes: tuple[int, ...]
     own: tuple[float, ...]  # L_uu of each parameter; zeros in the paper's form
     extra: Tensor | None = None  # diagonal of L_uu (m,) where it is not one number a parameter
+    made: dict[float, Isotropic] = field(default_factory=dict, compare=False)
 
     def vector(self, values: tuple[float, ...], like: Tensor) -> Tensor | float:
         if len(set(values)) == 1:
@@ -112,6 +113,8 @@ class Scale:
         """P of ``D = L_uu + value I / lr``."""
         if self.extra is not None:
             return self.inverse(torch.full_like(self.extra, value))
+        if value in self.made and self.made[value].like.dtype == like.dtype:
+            return self.made[value]
         pairs = zip(self.own, self.lr, strict=True)
         ds = tuple(own + value / lr for own, lr in pairs)
         if min(ds) <= 0:
@@ -119,7 +122,9 @@ class Scale:
                 "damping and weight decay are both 0: Q_uu would be singular wherever there are "
                 "more weights than samples. Use damping > 0."
             )
-        return Isotropic(tuple(1 / d for d in ds), self.sizes, like)
+        self.made.clear()
+        metric = self.made[value] = Isotropic(tuple(1 / d for d in ds), self.sizes, like[:0])
+        return metric
 
     @property
     def one_lr(self) -> float:
