@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ocp.extras import need
+
 VARIABLE = "OCP_NN_DATA"
 """Environment variable with folders to look in, separated as in PATH."""
 
@@ -168,11 +170,7 @@ def shuffled(
 # -- scikit-learn ------------------------------------------------------------------------------
 def from_sklearn(name: str, standardise: bool) -> Callable[[list[Path], int, float], Data]:
     def read(where: list[Path], seed: int, test_fraction: float) -> Data:
-        if find_spec("sklearn") is None:
-            raise ImportError(
-                f"the data set {name!r} comes with scikit-learn: pip install 'torch-ocp[nn]'.",
-                name="sklearn",
-            )
+        need("sklearn", "nn", f"the data set {name!r}")
         from sklearn import datasets
 
         x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
