@@ -137,12 +137,12 @@ def check_stage(stage: Stage, what: str, X: Tensor, u: Tensor, after: Tensor) ->
                 "first axis must be the batch throughout; of the layers that couple samples only "
                 "BatchNorm1d and 2d are known."
             )
-    rows = X[ends]
-    batched = vmap(lambda x, u: stage(x[None], u)[0], in_dims=(0, None))
+    one = lambda x, u: stage(x[None], u)[0]
+    rows = lambda x, u, v: vjp(one, x, u)[1](v)
+    cotangents = torch.ones_like(after[ends]).expand(2, -1, -1)
     try:
-        with torch.enable_grad():
-            pull = vjp(batched, rows, u)[1]
-            pull(torch.ones_like(after[ends]))
+        with torch.enable_grad():  # as an engine does: over samples, and over cotangents of each
+            vmap(vmap(rows, in_dims=(0, None, 0)), in_dims=(None, None, 0))(X[ends], u, cotangents)
     except RuntimeError as error:
         raise StageError(
             f"{what} cannot be a stage: torch.func cannot batch or differentiate it "

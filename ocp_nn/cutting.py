@@ -15,7 +15,8 @@ import networkx as nx
 import torch
 from torch import Tensor, fx, nn
 
-from ocp_nn.layers import KEY, Context, Options, StageError
+from ocp_nn.formulas import Context
+from ocp_nn.layers import KEY, Options, StageError
 from ocp_nn.operations import Operation, operations
 from ocp_nn.stages import LinearLayout, Network, Piece, Slot, Stage
 from ocp_nn.tracing import Kinds, classify, out_of_place, traced
@@ -268,13 +269,14 @@ def stage(
         stop = start + parameters[name].numel()
         pieces.append(Piece(name, shape, start, stop))
         start = stop
-    linear = linear_layout(net, part, ops, before, after)
+    linear = linear_layout(net, part, before, after)
     couples = net.options.batch_norm == "exact" and any(op.couples for op in ops)
-    own = [op for op in ops if op.params and op.path] or [op for op in ops if op.path]
+    called = [op for op in (*ops[len(fixed) :], *ops) if op.path and op.label != "buffer"]
+    own = [op for op in called if op.params] or called
     kernel = "none" if not pieces else "linear" if linear else "rows"
     return Stage(
         name=own[0].path if own else ops[-1].name,
-        modules=tuple(dict.fromkeys(op.path for op in ops if op.path)),
+        modules=tuple(dict.fromkeys(op.path for op in ops if op.module is not None)),
         layers=tuple(op.label for op in ops if op.label not in ("buffer", "constant")),
         in_slots=before,
         out_slots=after,
@@ -292,39 +294,41 @@ def stage(
 
 
 def linear_layout(
-    net: Traced,
-    part: list[fx.Node],
-    ops: list[Operation],
-    before: tuple[Slot, ...],
-    after: tuple[Slot, ...],
+    net: Traced, part: list[fx.Node], before: tuple[Slot, ...], after: tuple[Slot, ...]
 ) -> LinearLayout | None:
     """How the stage is one linear layer from slot to slot, or None if it is not just that."""
-    linear = [n for n in part if type(net.ops[n].module) is nn.Linear]
+    linear = [n for n in part if net.params(n)]
     others = [n for n in part if n not in linear]
-    if len(linear) != 1 or len(ops) != len(part) or not all(net.reshapes(n) for n in others):
+    shape = linear_shape(net, linear[0]) if len(linear) == 1 else None
+    if shape is None or not all(net.reshapes(n) for n in others):
         return None
-    module = net.ops[linear[0]].module
-    assert isinstance(module, nn.Linear)
-    if len(net.ops[linear[0]].params) != 1 + (module.bias is not None):
-        return None  # one of them is frozen
     at = {s.name: s for s in before}
     new = [s for s in after if s.name not in at]
     source = linear[0]
     while source.name not in at:
         source = net.sources(source)[0]
     entry = at[source.name]
-    sizes = entry.stop - entry.start, sum(s.stop - s.start for s in new)
-    if len(new) != 1 or sizes != (module.in_features, module.out_features):
+    if len(new) != 1 or (shape[1], shape[0]) != (entry.size, new[0].size):
         return None
-    if any(s.name in at and at[s.name].shape != s.shape for s in after):
+    return LinearLayout(shape[1], shape[0], shape[2], entry.columns, new[0].columns)
+
+
+def linear_shape(net: Traced, node: fx.Node) -> tuple[int, int, bool] | None:
+    """(outputs, inputs, bias) of `nn.Linear` or `linear` with all its parameters trainable."""
+    op, params = net.ops[node], net.params(node)
+    if type(op.module) is nn.Linear:
+        has_bias = op.module.bias is not None
+    elif node.target is torch.nn.functional.linear and len(net.sources(node)) == 1:
+        bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+        has_bias = bias is not None
+        if any(net.ops[n].label != "Parameter" for n in net.fixed(node)):
+            return None
+    else:
         return None
-    return LinearLayout(
-        module.in_features,
-        module.out_features,
-        module.bias is not None,
-        entry.columns,
-        new[0].columns,
-    )
+    weight = dict(net.model.named_parameters())[params[0]]
+    if len(params) != 1 + has_bias or weight.ndim != 2:
+        return None
+    return weight.shape[0], weight.shape[1], has_bias
 
 
 def described(net: Traced) -> nx.DiGraph:

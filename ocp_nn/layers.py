@@ -8,12 +8,11 @@ embeddings and attention get a rule here, what cannot be a stage is refused by n
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,28 +20,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
+from ocp_nn.formulas import FORMULAS, Context, Value, affine
+
 KEY = "dropout key"  # name of the slot of the state that tells samples apart in their masks
 KEYS = 2**24  # how many there are: whole numbers that single precision holds
-
-Statistics = tuple[Tensor, Tensor]  # mean and biased variance of each channel
-
-
-@dataclass
-class Context:
-    """What a module's function may read besides its inputs.
-
-    Attributes:
-        params: trainable parameters by their name in the model.
-        statistics: of frozen batch norms, by the name of the operation.
-        keys: dropout key of each sample, (B,) whole numbers.
-        record: where batch norms leave the statistics they computed, and over how many numbers.
-    """
-
-    params: Mapping[str, Tensor]
-    statistics: Mapping[str, Statistics] = field(default_factory=dict)
-    keys: Tensor | None = None
-    record: dict[str, tuple[Tensor, Tensor, int]] | None = None
-
 
 Run = Callable[..., Any]  # (context, *args, **kwargs) -> value
 
@@ -112,20 +93,17 @@ def layer(
         return batch_norm(module, name, rename)
     if kind in DROPOUTS:
         return dropout(module, name, DROPOUTS[kind])
-    if kind is nn.Linear and {"weight", *(["bias"] if module.bias is not None else [])} <= set(
-        rename
-    ):
-        weight, bias = rename["weight"], rename.get("bias")
-        return Layer(lambda c, x: F.linear(x, c.params[weight], c.params[bias] if bias else None))
-    if kind is nn.Embedding:
-        return embedding(module, rename, what)
-    if not any(True for _ in module.parameters()) and not any(True for _ in module.buffers()):
-        return Layer(
-            lambda c, *a, **k: module(*a, **k),
-            reshape=kind in RESHAPES,
-            elementwise=kind in ELEMENTWISE,
-        )
-    return generic(module, rename)
+    if kind in FORMULAS:
+        return Layer(FORMULAS[kind](module, value_of(module, rename)))
+    if kind is nn.Embedding and module.max_norm is not None:
+        refuse(what, "max_norm rescales its weights in place. Use max_norm=None.")
+    if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
+        return generic(module, rename)
+    return Layer(
+        lambda c, *a, **k: module(*a, **k),
+        reshape=kind in RESHAPES,
+        elementwise=kind in ELEMENTWISE,
+    )
 
 
 def check(module: nn.Module, what: str, options: Options) -> None:
@@ -137,8 +115,8 @@ def check(module: nn.Module, what: str, options: Options) -> None:
     if isinstance(module, nn.RNNBase):
         refuse(
             what,
-            "torch.func cannot batch torch's fused recurrences. Write the cell with Linear layers "
-            "and unroll it.",
+            "torch.func cannot batch torch's fused recurrences. Use LSTMCell, GRUCell or RNNCell "
+            "in a loop over time.",
         )
     if isinstance(module, nn.SyncBatchNorm):
         refuse(what, "it talks to other processes. Use BatchNorm, or model.eval().")
@@ -146,7 +124,7 @@ def check(module: nn.Module, what: str, options: Options) -> None:
         refuse(what, "it keeps running statistics. Use track_running_stats=False, or model.eval().")
     if isinstance(module, RANDOM) and module.training and getattr(module, "p", 1) != 0:
         refuse(what, "it is random in training mode. Use Dropout, or call eval() on it.")
-    p = module.p if type(module) in DROPOUTS else getattr(module, "dropout", 0)
+    p = vars(module).get("p" if type(module) in DROPOUTS else "dropout", 0)
     if module.training and isinstance(p, float | int) and p > 0:
         if type(module) not in DROPOUTS:
             refuse(what, f"it drops with probability {p} inside. Use dropout=0, or model.eval().")
@@ -158,12 +136,21 @@ def check(module: nn.Module, what: str, options: Options) -> None:
             )
 
 
+def value_of(module: nn.Module, rename: dict[str, str]) -> Value:
+    """A parameter of the module by its name there: the context's if it is trainable."""
+
+    def value(context: Context, local: str) -> Tensor:
+        return context.params[rename[local]] if local in rename else getattr(module, local)
+
+    return value
+
+
 def generic(module: nn.Module, rename: dict[str, str]) -> Layer:
     """Any module, its trainable parameters replaced by those of the context."""
     kept = {name: full for name, full in rename.items()}
     attention = any(isinstance(m, ATTENTION) for m in module.modules())
     couples = any(isinstance(m, _BatchNorm) and uses_batch(m) for m in module.modules())
-    drops = [m for m in module.modules() if type(m) in DROPOUTS and m.training and m.p > 0]
+    drops = [m for m in module.modules() if type(m) in DROPOUTS and m.training and vars(m)["p"] > 0]
     if couples or drops:
         inner = "batch norm" if couples else "dropout"
         refuse(
@@ -190,18 +177,6 @@ def plain_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-def embedding(module: nn.Embedding, rename: dict[str, str], what: str) -> Layer:
-    if module.max_norm is not None:
-        refuse(what, "max_norm rescales its weights in place. Use max_norm=None.")
-    frozen = None if "weight" in rename else module.weight
-
-    def run(context: Context, index: Tensor) -> Tensor:
-        weight = context.params[rename["weight"]] if frozen is None else frozen
-        return F.embedding(index, weight, module.padding_idx)
-
-    return Layer(run)
 
 
 # -- batch norm ----------------------------------------------------------------------------------
@@ -232,10 +207,7 @@ def batch_norm(module: _BatchNorm, name: str, rename: dict[str, str]) -> Layer:
                 context.record[name] = mean, variance, x.numel() // x.shape[1]
         channel = (1, -1, *[1] * (x.ndim - 2))
         y = (x - mean.reshape(channel)) / (variance.reshape(channel) + module.eps).sqrt()
-        for local, combine in (("weight", torch.mul), ("bias", torch.add)):
-            value = context.params[rename[local]] if local in rename else getattr(module, local)
-            y = y if value is None else combine(y, value.reshape(channel))
-        return y
+        return affine(y, value_of(module, rename), context)
 
     return Layer(run, couples=batch)
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
-from ocp_nn.layers import Context, Options, layer, plain_attention
+from ocp_nn.formulas import Context
+from ocp_nn.layers import Options, layer, plain_attention
 from ocp_nn.tracing import (
     ELEMENTWISE_FUNCTIONS,
     ELEMENTWISE_METHODS,

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ocp.engines import Engine
 from ocp.problem import Problem
-from ocp_nn.layers import KEY, KEYS, Context, Statistics, update_running
+from ocp_nn.formulas import Context, Statistics
+from ocp_nn.layers import KEY, KEYS, update_running
 from ocp_nn.operations import Operation, realise
 
 

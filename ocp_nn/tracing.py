@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import networkx as nx
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from ocp_nn.layers import StageError, refuse
 
@@ -69,7 +71,8 @@ def traced(model: nn.Module, inputs: int, leaves: Sequence[str] = ()) -> fx.Grap
         raise ValueError(f"leaves: the model has no module {missing}; it has {sorted(known)[1:9]}.")
     while True:
         try:
-            return Tracer(opaque).trace(model, concrete_args=defaults or None)
+            with traceable_factories():
+                return Tracer(opaque).trace(model, concrete_args=defaults or None)
         except Opaque as error:
             if error.path in opaque:
                 raise StageError(f"{error.path}: torch.fx failed: {error.cause}.") from error
@@ -80,6 +83,38 @@ def traced(model: nn.Module, inputs: int, leaves: Sequence[str] = ()) -> fx.Grap
                 f"{str(error).strip().splitlines()[0]}. Put what branches on the values of tensors "
                 "into a submodule with tensors in and one tensor out: it becomes one stage."
             ) from error
+
+
+FACTORIES = ("zeros", "ones", "full", "empty", "arange", "eye", "linspace", "tensor")
+
+
+@contextlib.contextmanager
+def traceable_factories() -> Iterator[None]:
+    """Functions that make tensors from numbers become nodes when a number is a size of the data.
+
+    torch.fx sees calls with tensors only, and fails at ``torch.zeros(x.shape[0], 5)``.
+    """
+    originals = {name: getattr(torch, name) for name in FACTORIES}
+
+    def wrapped(function: Callable[..., Tensor]) -> Callable[..., Any]:
+        def make(*args: Any, **kwargs: Any) -> Any:
+            found: list[fx.Proxy] = []
+            note = lambda a: found.append(a) if isinstance(a, fx.Proxy) else None
+            map_aggregate(args, note)
+            map_aggregate(kwargs, note)
+            if not found:
+                return function(*args, **kwargs)
+            return found[0].tracer.create_proxy("call_function", function, args, kwargs)
+
+        return make
+
+    try:
+        for name, function in originals.items():
+            setattr(torch, name, wrapped(function))
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(torch, name, function)
 
 
 def out_of_place(graph: fx.Graph, model: nn.Module) -> set[fx.Node]:
