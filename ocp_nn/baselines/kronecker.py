@@ -50,7 +50,7 @@ class KFAC(CurvatureOptimizer):
         model: nn.Module,
         loss: LossName = "cross_entropy",
         *,
-        lr: float = 0.1,
+        lr: float = 0.03,
         damping: float = 0.01,
         decay: float = 0.95,
         momentum: float = 0.0,

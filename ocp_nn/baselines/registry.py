@@ -41,19 +41,36 @@ OPTIMIZERS: dict[str, Entry] = {
     "muon": first_order("Muon", "Muon for matrices, AdamW for the rest", lr=1e-2, adamw_lr=1e-3),
     "lbfgs": first_order("LBFGS", "L-BFGS with a strong Wolfe line search", lr=1.0),
     "kfac": Entry(_KRONECKER, "KFAC", {}, "Kronecker-factored natural gradient"),
-    "ekfac": Entry(_KRONECKER, "EKFAC", {}, "KFAC with second moments in its eigenbasis"),
+    "ekfac": Entry(
+        _KRONECKER,
+        "EKFAC",
+        {"lr": 0.003, "damping": 0.001},
+        "KFAC with second moments in its eigenbasis",
+    ),
     "kwng": Entry("ocp_nn.baselines.wasserstein", "KWNG", {}, "Wasserstein natural gradient"),
     "lm": Entry(
         "ocp_nn.baselines.levenberg_marquardt", "LevenbergMarquardt", {}, "Levenberg-Marquardt"
     ),
-    "ddp": ddp("differential dynamic programming, Gauss-Newton metric", metric="gauss_newton"),
-    "ddp-sgd": ddp("the paper's DDP-SGD", metric="sgd", form="paper"),
-    "ddp-rmsprop": ddp("DDP with RMSprop's metric", metric="rmsprop"),
-    "ddp-adam": ddp("DDP with Adam's metric", metric="adam"),
-    "ddp-kfac": ddp("DDP with KFAC's metric", metric="kfac"),
-    "ddp-ekfac": ddp("DDP with EKFAC's metric", metric="ekfac"),
+    "ddp": ddp(
+        "differential dynamic programming, Gauss-Newton metric",
+        metric="gauss_newton",
+        damping=0.1,
+        terminal_damping=0.3,
+    ),
+    "ddp-sgd": ddp("the paper's DDP-SGD", metric="sgd", form="paper", lr=0.3),
+    "ddp-rmsprop": ddp("DDP with RMSprop's metric", metric="rmsprop", lr=0.1, terminal_damping=0.1),
+    "ddp-adam": ddp("DDP with Adam's metric", metric="adam", lr=0.03, terminal_damping=0.1),
+    "ddp-kfac": ddp(
+        "DDP with KFAC's metric", metric="kfac", lr=0.1, damping=0.03, terminal_damping=0.1
+    ),
+    "ddp-ekfac": ddp(
+        "DDP with EKFAC's metric", metric="ekfac", lr=0.03, damping=1e-3, terminal_damping=0.1
+    ),
+    "stagewise-newton": ddp(
+        "Gauss-Newton of each stage alone, no coupling", form="stagewise", terminal_damping=0.1
+    ),
 }
-"""Name -> entry; `make_optimizer` builds it."""
+"""Name -> entry; `make_optimizer` builds it. Presets were chosen on DIGITS, batches of 8 and 16."""
 
 
 def make_optimizer(

@@ -22,6 +22,7 @@ from ocp_nn.experiments import checkpoint
 from ocp_nn.experiments.health import Diverged, Guard
 
 CHUNK = 1000  # samples evaluated at once
+FAILURES = (torch.linalg.LinAlgError, FloatingPointError)  # type: ignore[attr-defined]
 MONITORS = ("test_loss", "test_accuracy", "loss", "accuracy")
 
 
@@ -123,9 +124,9 @@ class Run:
         begin, cpu = time.perf_counter(), time.process_time()
         try:
             self.loss_value = float(self.optimizer.step(inputs, targets))
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # nan or inf
+        except FAILURES as error:  # a factorisation met nan or inf, or the step was not finite
             guard.restore()
-            raise Diverged(f"{type(self.optimizer).__name__} failed: {error}") from error
+            raise Diverged(f"{type(self.optimizer).__name__}: {error}") from error
         self.position.seconds += time.perf_counter() - begin
         self.position.cpu_seconds += time.process_time() - cpu
         self.position.batch += 1
