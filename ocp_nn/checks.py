@@ -93,8 +93,10 @@ def check_network(net: Network, X: Tensor, us: list[Tensor], inputs: tuple[Tenso
         StageError: names the stage and what is wrong with it.
     """
     for stage, u in zip(net.stages, us, strict=True):
+        before, what = X.clone(), f"{stage.name} ({', '.join(stage.layers)})"
         after = stage(X, u)
-        what = f"{stage.name} ({', '.join(stage.layers)})"
+        if not torch.equal(X, before):
+            raise StageError(f"{what} cannot be a stage: it changes its input in place.")
         if not bool(torch.isfinite(after).all()):
             raise StageError(f"{what}: its output is not finite on this data.")
         if not stage.couples_samples:

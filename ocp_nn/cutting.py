@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ocp_nn.formulas import Context
-from ocp_nn.layers import KEY, Options, StageError
+from ocp_nn.layers import KEY, Options, StageError, refuse
 from ocp_nn.operations import Operation, operations
 from ocp_nn.stages import LinearLayout, Network, Piece, Slot, Stage
 from ocp_nn.tracing import Kinds, classify, out_of_place, traced
@@ -239,9 +239,17 @@ def net_inputs(net: Traced) -> list[fx.Node]:
 
 
 def lay_out(net: Traced, values: list[fx.Node], key: bool) -> tuple[Slot, ...]:
+    """Slots of a state that holds these values.
+
+    Raises:
+        StageError: floats of another dtype than the parameters.
+    """
     slots, start = [], 0
+    dtype = next(p.dtype for p in net.model.parameters() if p.requires_grad)
     for node in values:
         value = net.kinds.values[node]
+        if value.is_floating_point() and value.dtype != dtype:
+            refuse(node.name, f"its {value.dtype} would pass through a state of {dtype}.")
         stop = start + value[0].numel()
         slots.append(Slot(node.name, tuple(value.shape[1:]), start, stop, value.dtype))
         start = stop

@@ -93,10 +93,10 @@ def layer(
         return batch_norm(module, name, rename)
     if kind in DROPOUTS:
         return dropout(module, name, DROPOUTS[kind])
-    if kind in FORMULAS:
-        return Layer(FORMULAS[kind](module, value_of(module, rename)))
     if kind is nn.Embedding and module.max_norm is not None:
         refuse(what, "max_norm rescales its weights in place. Use max_norm=None.")
+    if kind in FORMULAS:
+        return Layer(FORMULAS[kind](module, value_of(module, rename)))
     if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
         return generic(module, rename)
     return Layer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -59,7 +60,16 @@ class Operation:
     in_place: bool = False
     module: nn.Module | None = None
 
+    @cached_property
+    def reads(self) -> tuple[str, ...] | None:
+        """Names of its arguments, if these are values as they are: the quick way to call it."""
+        plain = not self.kwargs and not self.in_place
+        names = tuple(a.name for a in self.args if isinstance(a, Ref))
+        return names if plain and len(names) == len(self.args) else None
+
     def __call__(self, context: Context, env: Mapping[str, Any]) -> Any:
+        if self.reads is not None:
+            return self.run(context, *[env[name] for name in self.reads])
         fill = lambda a: env[a.name] if isinstance(a, Ref) else a
         args, kwargs = map_aggregate(self.args, fill), map_aggregate(dict(self.kwargs), fill)
         if self.in_place:

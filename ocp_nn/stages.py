@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import networkx as nx
@@ -36,13 +37,21 @@ class Slot:
     def size(self) -> int:
         return self.stop - self.start
 
+    @cached_property
+    def flat(self) -> bool:
+        """A vector of floats, to be read as it lies."""
+        return len(self.shape) == 1 and self.dtype.is_floating_point
+
     @property
     def columns(self) -> slice:
         return slice(self.start, self.stop)
 
     def read(self, X: Tensor) -> Tensor:
         """(B, n) -> (B, *shape)."""
-        value = X[:, self.start : self.stop].reshape(-1, *self.shape)
+        value = X if X.shape[1] == self.size else X[:, self.start : self.stop]
+        if self.flat:
+            return value
+        value = value.reshape(-1, *self.shape)
         if self.dtype.is_floating_point:
             return value
         return value > 0.5 if self.dtype == torch.bool else value.round().to(self.dtype)
@@ -105,11 +114,11 @@ class Stage:
     elementwise: bool = False
     statistics: dict[str, Statistics] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def n_in(self) -> int:
         return self.in_slots[-1].stop
 
-    @property
+    @cached_property
     def n_out(self) -> int:
         return self.out_slots[-1].stop
 
@@ -122,7 +131,7 @@ class Stage:
     def out_shape(self) -> tuple[int, ...]:
         return self.out_slots[0].shape if len(self.out_slots) == 1 else (self.n_out,)
 
-    @property
+    @cached_property
     def m(self) -> int:
         return self.parameters[-1].stop if self.parameters else 0
 
@@ -136,7 +145,7 @@ class Stage:
         before = {s.name for s in self.in_slots}
         return sum(s.size for s in self.out_slots if s.name in before)
 
-    @property
+    @cached_property
     def plain_linear(self) -> bool:
         """A linear stage and nothing else: one slot in, one out."""
         return self.linear is not None and len(self.in_slots) == len(self.out_slots) == 1
@@ -163,9 +172,12 @@ class Stage:
         B = X.shape[0]
         env: dict[str, Any] = {s.name: s.read(X) for s in self.in_slots}
         context.keys = env.get(KEY)
-        env |= {name: realise(value, B) for name, value in self.shapes.items()}
+        if self.shapes:
+            env |= {name: realise(value, B) for name, value in self.shapes.items()}
         for op in self.operations:
             env[op.name] = op(context, env)
+        if len(self.out_slots) == 1 and self.out_slots[0].flat:
+            return env[self.out_slots[0].name]
         parts = [env[s.name].reshape(B, -1).to(X.dtype) for s in self.out_slots]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
@@ -257,14 +269,19 @@ class Network:
     # -- parameters ------------------------------------------------------------------------------
     def pack(self, model: nn.Module | None = None) -> list[Tensor]:
         """Controls (m,) that are the parameters of ``model``: copies."""
-        values = dict((model or self.model).named_parameters())
+        values = self.values(model)
         like = next(iter(values.values()))
         return [
             torch.cat([values[p.name].detach().reshape(-1) for p in s.parameters])
             if s.parameters
-            else like.new_zeros(0)
+            else like.detach().new_zeros(0)
             for s in self.stages
         ]
+
+    def values(self, model: nn.Module | None = None) -> dict[str, Tensor]:
+        """The trainable parameters of ``model`` that stages have, by name."""
+        found = dict((model or self.model).named_parameters())
+        return {p.name: found[p.name] for s in self.stages for p in s.parameters}
 
     @torch.no_grad()
     def unpack(self, us: Sequence[Tensor], model: nn.Module | None = None) -> None:

@@ -80,9 +80,17 @@ def traced(model: nn.Module, inputs: int, leaves: Sequence[str] = ()) -> fx.Grap
         except Exception as error:  # as above, in the model's own forward
             raise StageError(
                 f"torch.fx cannot trace {type(model).__name__}.forward: "
-                f"{str(error).strip().splitlines()[0]}. Put what branches on the values of tensors "
-                "into a submodule with tensors in and one tensor out: it becomes one stage."
+                f"{str(error).strip().splitlines()[0]}. {way_out(error)}"
             ) from error
+
+
+def way_out(error: Exception) -> str:
+    if "item assignment" in str(error):
+        return "It assigns to entries: use torch.where, torch.cat or torch.stack."
+    return (
+        "Put what branches on the values of tensors into a submodule with tensors in and one "
+        "tensor out: it becomes one stage."
+    )
 
 
 FACTORIES = ("zeros", "ones", "full", "empty", "arange", "eye", "linspace", "tensor")
@@ -118,16 +126,10 @@ def traceable_factories() -> Iterator[None]:
 
 
 def out_of_place(graph: fx.Graph, model: nn.Module) -> set[fx.Node]:
-    """Later readers of what an operation changes in place read its result; those operations.
-
-    Raises:
-        StageError: an assignment to entries.
-    """
+    """Later readers of what an operation changes in place read its result; those operations."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     found = set()
     for node in graph.nodes:
-        if node.target in (operator.setitem, operator.delitem):
-            refuse(f"{node.name} (x[...] = ...)", "it assigns to entries. Use torch.where or cat.")
         if not changes_in_place(node, model):
             continue
         found.add(node)
