@@ -11,6 +11,7 @@ and of these du_t alone is applied.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from ocp_nn.coordinates import MetricOf
 from ocp_nn.forms import LinearForm
 from ocp_nn.kernels import linear_rows
-from ocp_nn.metrics import Metric, as_matrix, as_vector, with_one
+from ocp_nn.metrics import Diagonal, Isotropic, Metric, as_matrix, as_vector, with_one
 from ocp_nn.model import Model
 
 
@@ -85,13 +86,12 @@ def primal(
 ) -> Primal:
     """Factor ``D + J'J``; ``hessian`` is J'J where it is known from before."""
     metrics = {t: metric_of(t, not_here) for t in reversed(model.active)}
-    N = gauss_newton_matrix(model) if hessian is None else hessian
+    damped = gauss_newton_matrix(model) if hessian is None else hessian.clone()
     ends, end = {}, 0
-    damped = N.clone()
     for t in reversed(model.active):
         begin, end = end, end + model.us[t].shape[0]
         ends[t] = end
-        damped[begin:end, begin:end] += in_flat_order(model, t, metrics[t].dense())
+        add_metric(damped[begin:end, begin:end], model, t, metrics[t])
     L, info = torch.linalg.cholesky_ex(damped)
     solver = Primal(model, metrics, L, ends, model.rho.new_zeros(()), info == 0, feedback)
     right = torch.cat([solver.right(t, model.rho, 1.0) for t in reversed(model.active)])
@@ -107,36 +107,44 @@ def not_here() -> Tensor:
     )
 
 
-def in_flat_order(model: Model, t: int, D: Tensor) -> Tensor:
-    form = model.forms[t]
-    if not isinstance(form, LinearForm):
-        return D
-    rows = as_matrix(D.mT, form.outputs, form.has_bias).flatten(-2)
-    return as_matrix(rows.mT, form.outputs, form.has_bias).flatten(-2)
+def add_metric(block: Tensor, model: Model, t: int, metric: Metric) -> None:
+    """Add D_t to its block, in place."""
+    if isinstance(metric, Isotropic | Diagonal):
+        block.diagonal().add_(1 / flat_order(model, t, metric.diagonal()))
+        return
+    form, D = model.forms[t], metric.dense()
+    if isinstance(form, LinearForm):
+        rows = as_matrix(D.mT, form.outputs, form.has_bias).flatten(-2)
+        D = as_matrix(rows.mT, form.outputs, form.has_bias).flatten(-2)
+    block.add_(D)
 
 
 # -- J'J ---------------------------------------------------------------------------------------
 def gauss_newton_matrix(model: Model) -> Tensor:
-    """``J'J`` (M, M), stages in reverse; J' is never formed where all stages are linear.
+    """Lower triangle of ``J'J`` (M, M), stages in reverse; no J where all stages are linear.
 
     For linear stages a and b ``J_a'J_b = sum_i (Y_ia' Y_ib) (x) (x_ia x_ib')``: one product of the
     (B, n'_a n'_b) and (B, n_a n_b) matrices of products, k times fewer operations than with J, and
     four times fewer again on the diagonal, where both factors are symmetric.
     """
     order = list(reversed(model.active))
-    blocks: dict[tuple[int, int], Tensor] = {}
+    M = model.parameters
+    N = model.rho.new_zeros(M, M)
     rows = {t: rows_of(model, t) for t in order if not structured(model, t)}
+    end_a = 0
     for i, a in enumerate(order):
+        begin_a, end_a, end_b = end_a, end_a + model.us[a].shape[0], 0
         for b in order[: i + 1]:
-            if a not in rows and b not in rows:
-                block = diagonal_block(model, a) if a == b else linear_block(model, a, b)
-            else:
+            begin_b, end_b = end_b, end_b + model.us[b].shape[0]
+            block = N[begin_a:end_a, begin_b:end_b]
+            if a in rows or b in rows:
                 Ja = rows[a] if a in rows else rows_of(model, a)
-                block = Ja.mT @ (rows[b] if b in rows else rows_of(model, b))
-            blocks[a, b] = block
-            if a != b:
-                blocks[b, a] = block.mT
-    return torch.cat([torch.cat([blocks[a, b] for b in order], dim=1) for a in order])
+                block.copy_(Ja.mT @ (rows[b] if b in rows else rows_of(model, b)))
+            elif a == b:
+                diagonal_block(model, a, block)
+            else:
+                linear_block(model, a, b, block)
+    return N
 
 
 def structured(model: Model, t: int) -> bool:
@@ -164,27 +172,36 @@ def outgoing(model: Model, t: int) -> Tensor:
     return form.outgoing(model.y(t + 1)).rows
 
 
-def linear_block(model: Model, a: int, b: int) -> Tensor:
-    """(m_a, m_b) of two linear stages."""
+def linear_block(model: Model, a: int, b: int, block: Tensor) -> None:
+    """Write the block (m_a, m_b) of two linear stages."""
     Ya, Yb = outgoing(model, a), outgoing(model, b)
     Xa, Xb = activations(model, a), activations(model, b)
     outer = torch.bmm(Ya.mT, Yb).flatten(1)  # (B, n'_a n'_b)
     inner = (Xa[:, :, None] * Xb[:, None, :]).flatten(1)
-    block = (outer.mT @ inner).view(Ya.shape[2], Yb.shape[2], Xa.shape[1], Xb.shape[1])
-    return block.permute(0, 2, 1, 3).reshape(Ya.shape[2] * Xa.shape[1], -1)
+    by_pairs = (outer.mT @ inner).view(Ya.shape[2], Yb.shape[2], Xa.shape[1], Xb.shape[1])
+    write(block, by_pairs)
 
 
-def diagonal_block(model: Model, t: int) -> Tensor:
-    """(m, m) of one linear stage, from the upper triangles of both factors."""
+def diagonal_block(model: Model, t: int, block: Tensor) -> None:
+    """Write the block (m, m) of one linear stage, from the upper triangles of both factors."""
     Y, X = outgoing(model, t), activations(model, t)
     outer, y_index = triangle(Y.shape[2], Y.device)
     inner, x_index = triangle(X.shape[1], X.device)
-    products = (Y[:, :, outer[0]] * Y[:, :, outer[1]]).sum(dim=1)
-    packed = products.mT @ (X[:, inner[0]] * X[:, inner[1]])
-    full = packed[y_index][:, x_index].view(Y.shape[2], Y.shape[2], X.shape[1], X.shape[1])
-    return full.permute(0, 2, 1, 3).reshape(Y.shape[2] * X.shape[1], -1)
+    products = torch.bmm(Y.mT, Y).flatten(1).mT[outer[0] * Y.shape[2] + outer[1]]  # (pairs, B)
+    columns = X.mT.contiguous()
+    packed = (columns[inner[0]] * columns[inner[1]]) @ products.mT
+    full = packed[x_index].mT[y_index]
+    write(block, full.view(Y.shape[2], Y.shape[2], X.shape[1], X.shape[1]))
 
 
+def write(block: Tensor, by_pairs: Tensor) -> None:
+    """(n'_a, n'_b, n_a, n_b) -> (n'_a n_a, n'_b n_b), into the block."""
+    outputs_a, outputs_b, inputs_a, inputs_b = by_pairs.shape
+    view = block.unflatten(1, (outputs_b, inputs_b)).unflatten(0, (outputs_a, inputs_a))
+    view.copy_(by_pairs.transpose(1, 2))
+
+
+@functools.lru_cache(maxsize=64)
 def triangle(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Pairs i <= j (2, n (n + 1) / 2), and for every (i, j) the number of its pair (n n,)."""
     pairs = torch.triu_indices(n, n, device=device)
