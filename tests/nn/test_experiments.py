@@ -63,15 +63,16 @@ def test_a_run_is_the_loop_one_would_write():
 
 
 @pytest.mark.parametrize("stop_at", [4, 5])  # at the end of an epoch of two steps, and within one
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", [*OWN, "ddp", "ddp-ekfac", "ddp-adam"])
 def test_a_resumed_run_continues_bit_for_bit(name, stop_at, tmp_path):
     torch.manual_seed(9)
-    whole = net(dropout=0.0 if name == "lm" else 0.3)
+    dropout = 0.0 if name == "lm" or name.startswith("ddp") else 0.3  # those refuse it
+    whole = net(dropout=dropout)
     start = torch.get_rng_state()
     arguments = {"epochs": 4, "batch_size": 24, "seed": 1}
     expected = train(whole, make_optimizer(name, whole), DATA, **arguments)
 
-    part = net(dropout=0.0 if name == "lm" else 0.3)
+    part = net(dropout=dropout)
     torch.set_rng_state(start)
     file = tmp_path / "checkpoint.pt"
     stopped = train(
@@ -80,7 +81,7 @@ def test_a_resumed_run_continues_bit_for_bit(name, stop_at, tmp_path):
     )  # fmt: skip
     assert stopped.status is Status.STOPPED and f"step {stop_at}" in stopped.message
     torch.manual_seed(12345)  # another process has another state
-    again = net(seed=8, dropout=0.0 if name == "lm" else 0.3)
+    again = net(seed=8, dropout=dropout)
     result = train(again, make_optimizer(name, again), DATA, resume=file, **arguments)
     assert torch.equal(weights(again), weights(whole))
     assert same(result.rows, expected.rows) and result.best == expected.best
@@ -223,6 +224,14 @@ def test_a_factorisation_that_fails_is_a_divergence():
     optimizer.update = fails
     result = train(model, optimizer, DATA)
     assert result.status is Status.DIVERGED and torch.equal(weights(model), before)
+
+
+def test_ddps_own_error_is_a_divergence_with_its_words():
+    model = net()
+    optimizer = make_optimizer("ddp", model, damping=1e-30, terminal_damping=0.0)
+    result = train(model, optimizer, replace(DATA, inputs=1e18 * DATA.inputs))
+    assert result.status is Status.DIVERGED and "DDPOptimizer: step" in result.message
+    assert bool(weights(model).isfinite().all())
 
 
 def test_the_guard_keeps_buffers_and_integers():
