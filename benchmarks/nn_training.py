@@ -1,11 +1,12 @@
 """Loss and accuracy of every optimiser on the small classics, over seeds, per epoch and per second.
 
     python benchmarks/nn_training.py [--data-dir DIR] [--sets iris,wine,digits,mnist,fashion_mnist]
-                                     [--optimizers sgd,adam,...] [--seeds 3] [--out DIR]
+                                     [--optimizers sgd,adam,...] [--seeds 3]
+                                     [--limit 8000] [--epochs N] [--out DIR]
 
 The network is 784-32x4-10 with tanh (sizes as the data ask), batches of 16, the same weights and
 batches for all. Learning rates are those that were best among a few on the training loss of one
-seed (see `OPTIONS`), not tuned per seed. Of MNIST and Fashion-MNIST the first `LIMIT` samples are
+seed (see `OPTIONS`), not tuned per seed. Of MNIST and Fashion-MNIST the first --limit samples are
 used. A figure and a table of every set go to --out as it is done.
 """
 
@@ -21,7 +22,6 @@ from torch import nn
 from ocp_nn.data import MissingDataError, load
 from ocp_nn.experiments import compare, mlp
 
-LIMIT = 8000
 DEFAULT = (
     "sgd,momentum,rmsprop,adam,muon,kwng,kfac,ekfac,ddp,ddp-sgd,ddp-rmsprop,ddp-kfac,ddp-ekfac"
 )
@@ -63,7 +63,9 @@ GROUP = {"iris": "small", "wine": "small", "digits": "digits"}
 
 def study(name: str, options: argparse.Namespace) -> None:
     task = TASKS[name]
-    data = load(name, options.data_dir).flat().first(LIMIT, 2000)
+    if options.epochs is not None:
+        task = task._replace(epochs=options.epochs)
+    data = load(name, options.data_dir).flat().first(options.limit, 2000)
     special = OPTIONS[GROUP.get(name, "images")]
     optimizers = {label: special.get(label, {}) for label in options.optimizers.split(",")}
 
@@ -96,6 +98,8 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(TASKS))
     parser.add_argument("--optimizers", default=DEFAULT)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=8000)
+    parser.add_argument("--epochs", type=int)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
