@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
+from torch.func import vjp, vmap
 
 from ocp_nn.cotangents import Cotangents
 from ocp_nn.kernels import activation_kernel, linear_kernel, linear_rows, rows_kernel
@@ -58,8 +58,11 @@ class Form:
 
     def push(self, X: Tensor, u: Tensor, du: Tensor) -> Tensor:
         """``F_u du``: (m,) -> (B, n')."""
-        with torch.enable_grad():
-            return jvp(lambda v: self.stage(X, v), (u,), (du,))[1].detach()
+        return forward_product(lambda v: self.stage(X, v), u, du)
+
+    def push_state(self, X: Tensor, u: Tensor, dX: Tensor) -> Tensor:
+        """``F_X dX``: (B, n) -> (B, n')."""
+        return forward_product(lambda x: self.stage(x, u), X, dX)
 
     def rows(self, X: Tensor, u: Tensor, Y: Cotangents) -> Tensor:
         """``Y' F_u``, per-sample gradients: (r, m)."""
@@ -90,6 +93,14 @@ class Form:
             return Y.adjoint(self.push(X, u, g))
 
         return product
+
+
+def forward_product(f: Callable[[Tensor], Tensor], x: Tensor, dx: Tensor) -> Tensor:
+    """``f_x dx``, by differentiating the reverse product: forward mode lacks some operations."""
+    with torch.enable_grad():
+        y, product = vjp(f, x)
+        _, transposed = vjp(lambda V: product(V)[0], torch.zeros_like(y))
+        return transposed(dx)[0].detach()
 
 
 class LinearForm(Form):

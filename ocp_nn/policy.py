@@ -89,14 +89,8 @@ class FunctionPolicy:
             if form.m > 0:
                 deviation = None if t == model.active[0] else dX
                 du, memory = self.change(t, deviation, alpha, memory)
-            after = linear_push(model, t, dX)
+            after = form.push_state(model.xs[t], model.us[t], dX)
             dX = after + form.push(model.xs[t], model.us[t], du) if form.m > 0 else after
             dus.append(du)
         return dus
 
-
-def linear_push(model: Model, t: int, dX: Tensor) -> Tensor:
-    """``F_X dX``: (B, n) -> (B, n')."""
-    form, u = model.forms[t], model.us[t]
-    with torch.enable_grad():
-        return torch.func.jvp(lambda x: form.forward(x, u), (model.xs[t],), (dX,))[1].detach()
