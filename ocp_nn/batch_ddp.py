@@ -260,10 +260,18 @@ class BatchDDP(ILQR):
             penalty=record.penalty,
             second_order=record.second_order,
             weak=record.weak,
-            status=record.status if bool(fine) else record.status * 0 + int(Status.NON_FINITE),
+            status=self.after_step(record, bool(fine)),
             iterations=record.iterations + 1,
             rollouts=record.iterations,
         )
+
+    def after_step(self, record: Record, fine: bool) -> Tensor:
+        """Status after a step of a mini-batch."""
+        if not fine:
+            return torch.full_like(record.status, int(Status.NON_FINITE))
+        if int(record.iterations) + 1 >= self.rules.max_iterations:
+            return torch.full_like(record.status, int(Status.MAX_ITERATIONS))
+        return record.status
 
     def marquardt(self, record: Record, decision: Decision) -> Tensor:
         """Damping after the gain ratio of this step (Marquardt 1963; Nielsen 1999)."""
@@ -298,6 +306,46 @@ class BatchDDP(ILQR):
             cost=trials.cost[0],
             iterations=decision.iterations,
             memory=memory,  # type: ignore[arg-type]
+        )
+
+    @torch.no_grad()
+    def result(self, problem: Problem, state: State) -> Solution:
+        """The weights and their gradient; no gains (m, B n) and no value Hessian (B n, B n)."""
+        engine: Any = state.engine
+        model = engine.expand(state.xs, state.us)
+        gradients = [model.gradient(t).abs().amax() for t in model.active]
+        residual = torch.stack(gradients).amax() if gradients else state.cost.new_zeros(())
+        status, memory = Status(int(state.status)), state.memory
+        texts = {
+            Status.CONVERGED: "converged",
+            Status.MAX_ITERATIONS: f"stopped after {int(state.iterations)} iterations",
+            Status.STALLED: f"no step accepted up to damping {float(state.damping):.0e}",
+            Status.PRECISION: "nothing left to gain above the rounding of the cost",
+            Status.NON_FINITE: f"not finite: {memory.fault if isinstance(memory, Memory) else ''}",
+        }
+        controls = [u[0] for u in state.us]
+        states = engine.split(state.xs)
+        keys = state.rows[0].keys() if state.rows else ()
+        return Solution(
+            states=states,
+            controls=controls,
+            costates=[model.costate(t) if model.ys[t] is not None else None for t in range(len(states))],
+            cost=state.cost[0],
+            policy=Policy(states=states, controls=controls, k=None, K=None),
+            value=Value(None, None),
+            status=status,
+            message=f"{texts.get(status, status.name.lower())}: residual {float(residual):.1e}",
+            residual=residual,
+            hamiltonian_residual=residual,
+            gap=torch.zeros_like(state.cost[0]),
+            iterations=state.iterations[0],
+            rollouts=state.rollouts[0],
+            sweeps=state.sweeps[0],
+            history={key: torch.cat([row[key] for row in state.rows])[:, 0] for key in keys},
+            seconds=0.0,
+            method=self.name,
+            engine=engine.name,
+            problem_name=problem.name,
         )
 
 
