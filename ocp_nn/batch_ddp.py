@@ -304,6 +304,7 @@ class BatchDDP(ILQR):
             xs=[x[0] for x in trials.xs],
             us=[u[0] for u in trials.us],
             cost=trials.cost[0],
+            status=decision.status,
             iterations=decision.iterations,
             memory=memory,  # type: ignore[arg-type]
         )
