@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ocp.plot import new_figure
 from ocp.tables import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PANELS = (
     ("epoch", "loss", "training loss"),
@@ -18,11 +22,16 @@ AXES = {"epoch": "epoch", "cpu_seconds": "CPU seconds in optimiser steps"}
 
 
 def plot_runs(title: str, runs: Mapping[str, Sequence[Sequence[Row]]], path: str | Path) -> Path:
+    """`curves`, written to a file in any format of matplotlib."""
+    curves(title, runs).savefig(path)
+    return Path(path)
+
+
+def curves(title: str, runs: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
     """Loss and test accuracy, by epoch above and by seconds below.
 
     Args:
         runs: label -> rows of each seed; one colour a label, a thin line a seed.
-        path: file to write, in any format of matplotlib.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -48,5 +57,4 @@ def plot_runs(title: str, runs: Mapping[str, Sequence[Sequence[Row]]], path: str
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
     figure.suptitle(title)
-    figure.savefig(path)
-    return Path(path)
+    return figure
