@@ -29,7 +29,7 @@ class Loss(ABC):
 
     @abstractmethod
     def factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Y (B, c, k) with ``Y Y' = `` the Hessian of each sample's loss in the outputs."""
+        """Y (B, c, k): ``Y Y'`` is the Hessian of each sample's loss in the outputs."""
 
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """rho (B, k) with ``gradient = Y rho``, or None where the loss has none (Huber)."""

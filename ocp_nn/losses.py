@@ -270,7 +270,7 @@ class FunctionLoss(Loss):
 
     Args:
         function: ``function(output, target) -> scalar`` in torch, called with a batch of ONE
-            sample, (1, *out_shape) and (1, ...), so that torch's own losses serve as they are;
+            sample, ``(1, *out_shape)`` and (1, ...), so that torch's own losses serve as they are;
             the mean over samples is minimised.
         out_shape: shape of one sample's output.
         indefinite: "refuse" a Hessian with negative eigenvalues (a loss that is not convex in the
@@ -336,7 +336,7 @@ LOSSES = ("cross_entropy", "binary_cross_entropy", "mse", "squared_error", "hube
 def make_loss(
     loss: str | Loss | Callable[[Tensor, Tensor], Tensor], out_shape: Sequence[int] = ()
 ) -> Loss:
-    """The loss of that name, torch loss module or function, for outputs (B, *out_shape).
+    """The loss of that name, torch loss module or function, for outputs ``(B, *out_shape)``.
 
     Args:
         loss: one of `LOSSES`; a `Loss`; a torch loss module with ``reduction="mean"``; or a

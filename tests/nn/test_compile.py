@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -365,3 +368,14 @@ def test_only_compiled_problems_have_a_network():
     problem = ocp.Problem(lambda x, u, t: x + u, cost, torch.ones(1), 2, 1)
     with pytest.raises(TypeError, match=r"ocp_nn.compile"):
         ocp_nn.initial_controls(problem)
+
+
+def test_the_example_of_the_documentation_runs(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert "67 parameters, 16 samples" in capsys.readouterr().out
+    assert names["solution"].cost < 1.5
+    weights = torch.cat([p.flatten() for p in names["model"].parameters()])
+    torch.testing.assert_close(weights, torch.cat(names["solution"].controls))

@@ -31,7 +31,7 @@ from ocp_nn.layers import uniform
 
 
 def network(model: nn.Module, x: Tensor, **options: object) -> ocp_nn.Network:
-    y = model(x)
+    y = copy.deepcopy(model)(x)
     problem = ocp_nn.compile(model, "mse", x, torch.zeros_like(y), **options)
     return ocp_nn.network_of(problem)
 
@@ -103,6 +103,22 @@ def test_a_linear_kernel_is_that_map_between_its_slots_and_nothing_else(name):
 def test_how_many_stages_are_linear(name, linear):
     stages = ocp_nn.network_of(compiled(entry(name), 3)).stages
     assert sum(s.kernel == "linear" for s in stages) == linear
+
+
+def test_a_linear_output_that_is_read_in_two_shapes_is_no_linear_kernel():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            pairs = h.view(-1, 3, 2)
+            return self.b(h) + pairs.square().sum(dim=2)
+
+    net = network(Twice().double(), draw(3, 4))
+    assert [s.kernel for s in net.stages] == ["rows", "linear", "none"]
+    assert net.stages[0].n_out == 12
 
 
 def test_elementwise_stages_have_diagonal_jacobians():
@@ -287,9 +303,10 @@ def test_running_statistics_are_updated_as_torch_does(batch_norm, momentum):
     model.n1.momentum = momentum
     net = network(model, x, batch_norm=batch_norm)
     twin = copy.deepcopy(model)
-    for _ in range(3):
-        twin(x)
-        net.update_running_statistics(net.states((x,)), net.pack())
+    for i in range(3):
+        other = x * (i + 2) + i
+        twin(other)
+        net.update_running_statistics(net.states((other,)), net.pack())
     for (name, expected), actual in zip(twin.named_buffers(), model.buffers(), strict=True):
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12, msg=name)
 

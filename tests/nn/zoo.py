@@ -200,6 +200,21 @@ class Residual(nn.Module):
         return self.out(torch.tanh(self.b(h)) + self.c(h))
 
 
+class InPlace(nn.Module):
+    """Values are read again after an operation has changed them in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.act = nn.LeakyReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        y = self.b(self.act(h))
+        y.mul_(2)
+        return self.out(torch.cos(F.elu(y, inplace=True)) + h + y)
+
+
 class UShaped(nn.Module):
     """Down, down, up, up with skips by concatenation; output (3, 4, 4)."""
 
@@ -241,13 +256,14 @@ class Transformer(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         B, L = ids.shape
+        some = (ids > 2).any(dim=1, keepdim=True)
         x = torch.cat((self.first.expand(B, -1, -1), self.tokens(ids)), dim=1)
         x = x + self.positions
         h = self.norm(x)
         mask = torch.ones(L + 1, L + 1).triu(1).bool()
         x = x + self.attention(h, h, h, attn_mask=mask, need_weights=False)[0]
         x = x + self.down(F.gelu(self.up(x)))
-        return self.out(x[:, 0] * (ids > 2).any(dim=1, keepdim=True))
+        return self.out(x[:, 0] * some)
 
 
 class Tied(nn.Module):
@@ -322,6 +338,7 @@ GRAPHS = [
     Entry("opaque", Branching, (4,)),
     Entry("lenet", Lenet, (1, 4, 4)),
     Entry("normalised residual", NormalisedResidual, (1, 4, 4)),
+    Entry("in place", InPlace, (4,)),
     Entry("single layer", lambda: nn.Linear(4, 3), (4,)),
 ]  # fmt: skip
 
