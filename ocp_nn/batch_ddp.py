@@ -16,13 +16,13 @@ from ocp.solution import Policy, Solution, Status, Value
 from ocp.solvers import ILQR
 from ocp.solvers.decide import Decision, Record, decide
 from ocp.solvers.loop import Direction, Solver, State
+from ocp_nn.coordinates import paper, proximal, stagewise
 from ocp_nn.cost import LossCost
-from ocp_nn.coordinates import Coordinates, paper, proximal, stagewise
 from ocp_nn.function_space import FunctionSpace
 from ocp_nn.matrix_free import matrix_free
 from ocp_nn.model import Model
-from ocp_nn.policy import FunctionPolicy
-from ocp_nn.primal import Primal, gauss_newton_matrix, primal
+from ocp_nn.policy import FunctionPolicy, Source
+from ocp_nn.primal import gauss_newton_matrix, primal
 from ocp_nn.statistics import Maker, Memory, Scale, Settings, with_momentum
 
 FORMS = ("proximal", "paper", "stagewise", "gradient")
@@ -123,12 +123,15 @@ class BatchDDP(ILQR):
         before, promised = memory.previous
         fell = float(engine.total_cost(engine.rollout(before), before) - state.cost)
         old = memory.gain or (0.0, 0.0)
-        gain = tuple(GAIN_MEMORY * a + (1 - GAIN_MEMORY) * b for a, b in zip(old, (fell, promised), strict=True))
+        gain = tuple(
+            GAIN_MEMORY * a + (1 - GAIN_MEMORY) * b
+            for a, b in zip(old, (fell, promised), strict=True)
+        )
         ratio = gain[0] / max(gain[1], 1e-300)
         factor = 1 / DRIFT if ratio > 0.75 else DRIFT if not ratio >= 0.25 else 1.0
         return state._replace(
             damping=(state.damping * factor).clamp(*DAMPING_RANGE),
-            memory=replace(memory, gain=gain, previous=None),  # type: ignore[arg-type]
+            memory=replace(memory, gain=gain, previous=None),
         )
 
     def step(self, problem: Problem, state: State) -> State:
@@ -149,7 +152,9 @@ class BatchDDP(ILQR):
         decrease = source.decrease.reshape(1)
         residual = torch.full_like(decrease, torch.inf)
         if not self.mini_batch:
-            residual = torch.stack([model.gradient(t).abs().amax() for t in model.active]).amax()[None]
+            residual = torch.stack([model.gradient(t).abs().amax() for t in model.active]).amax()[
+                None
+            ]
         return Direction(
             policy=FunctionPolicy(model, source),  # type: ignore[arg-type]
             slope=-2 * decrease,
@@ -160,7 +165,7 @@ class BatchDDP(ILQR):
             memory=maker.next_memory,  # type: ignore[arg-type]
         )
 
-    def sweep_of(self, model: Model, maker: Maker) -> Coordinates | Primal:
+    def sweep_of(self, model: Model, maker: Maker) -> Source:
         if self.form == "paper" and self.metric.kind != "gauss_newton":
             return paper(model, maker, bool(self.feedback))
         if self.form in ("stagewise", "gradient"):
@@ -240,7 +245,10 @@ class BatchDDP(ILQR):
         if self.mini_batch:
             return self.take(record, step_sizes)
         rules = replace(
-            self.own_rules, damping_start=max(self.damping, 1.0), damping_min=1e-12, first_damping=0.0
+            self.own_rules,
+            damping_start=max(self.damping, 1.0),
+            damping_min=1e-12,
+            first_damping=0.0,
         )
         decision = decide(record, step_sizes, rules)
         if not self.adaptive:
@@ -306,7 +314,7 @@ class BatchDDP(ILQR):
             cost=trials.cost[0],
             status=decision.status,
             iterations=decision.iterations,
-            memory=memory,  # type: ignore[arg-type]
+            memory=memory,
         )
 
     @torch.no_grad()
@@ -330,7 +338,9 @@ class BatchDDP(ILQR):
         return Solution(
             states=states,
             controls=controls,
-            costates=[model.costate(t) if model.ys[t] is not None else None for t in range(len(states))],
+            costates=[
+                model.costate(t) if model.ys[t] is not None else None for t in range(len(states))
+            ],
             cost=state.cost[0],
             policy=Policy(states=states, controls=controls, k=None, K=None),
             value=Value(None, None),

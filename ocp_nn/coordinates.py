@@ -6,7 +6,11 @@ gradient that is not in the range of Y. They differ in z_t alone, v = Y_t' dX_t:
     proximal     z_t = S_t^{-1} (alpha w_t + v)                 S_t = S_{t+1} + Gamma_t, S_T = I
     paper        z_t = alpha (rho + c_{t+1}) + C_{t+1} v        Q_uu^{-1} := P (eq. 15)
     stagewise    z_t = alpha (I + Gamma_t)^{-1} (rho - l_t)     Q_ux = 0 (Prop. 5): no feedback
-    gradient     z_t = alpha rho                                 Q_ux = 0, Q_uu^{-1} = P: base method
+    gradient     z_t = alpha rho                              Q_ux = 0, Q_uu^{-1} = P: base method
+
+Each class here has z_t as ``z(t, v, alpha, guess)`` (r,), v None for no deviation and guess the z
+of the stage before; ``metrics``, P_t of each active stage; ``decrease``, what the model promises
+for the full step; ``definite``, whether every system was; ``feedback``, True where v matters.
 
 where l_t = Y_{t+1}' F_u P h_t and w_t = rho - sum_{s >= t} l_s.
 """
@@ -15,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,27 +27,7 @@ from ocp_nn.metrics import Metric
 from ocp_nn.model import Model
 
 MetricOf = Callable[[int, Callable[[], Tensor]], Metric]
-"""``(t, value_gradient) -> P_t``; value_gradient() is V_X at t + 1, (B, n'), as the sweep has it."""
-
-
-class Coordinates(Protocol):
-    """z_t of a policy.
-
-    Attributes:
-        metrics: P_t of each active stage.
-        decrease: what the model promises for the full step, a 0-dim tensor.
-        definite: bool tensor, (): whether every system was positive definite.
-        feedback: True where a deviation of the state changes the controls.
-    """
-
-    metrics: dict[int, Metric]
-    decrease: Tensor
-    definite: Tensor
-    feedback: bool | str
-
-    def z(self, t: int, v: Tensor | None, alpha: float, guess: Tensor | None) -> Tensor:
-        """(r,) for the deviation v = Y_t' dX_t (None for none); `guess` is the z of before."""
-        ...
+"""``(t, value_gradient) -> P_t``; value_gradient() is V_X at t + 1 as the sweep has it."""
 
 
 @dataclass(eq=False)
@@ -75,8 +58,8 @@ def value_gradient(model: Model, t: int, z: Callable[[], Tensor]) -> Callable[[]
     """V_X at t as ``Y_t z + rest_t``, when asked."""
 
     def of_sweep() -> Tensor:
-        V = model.cotangent(t, z())
-        return V if model.rest is None else V + model.rest[t]
+        V, rest = model.cotangent(t, z()), None if model.rest is None else model.rest[t]
+        return V if rest is None else V + rest
 
     return of_sweep
 

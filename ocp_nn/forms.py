@@ -40,21 +40,21 @@ class Form:
         if self.couples:
             Y = Y.couple()
         with torch.enable_grad():
-            _, product = vjp(lambda x: self.stage(x, u), X)
-            rows = vmap(lambda V: product(V)[0], in_dims=1, out_dims=1)(Y.rows)
+            _, product = reverse(lambda x: self.stage(x, u), X)
+            rows = vmap(product, in_dims=1, out_dims=1)(Y.rows)
         return Cotangents(rows.detach(), Y.coupled)
 
     def pull_one(self, X: Tensor, after: Tensor, u: Tensor, V: Tensor) -> Tensor:
         """``F_X' V`` of one cotangent a sample: (B, n') -> (B, n)."""
         with torch.enable_grad():
-            _, product = vjp(lambda x: self.stage(x, u), X)
-            return product(V)[0].detach()
+            _, product = reverse(lambda x: self.stage(x, u), X)
+            return product(V).detach()
 
     def gradient(self, X: Tensor, u: Tensor, V: Tensor) -> Tensor:
         """``F_u' V``: (B, n') -> (m,)."""
         with torch.enable_grad():
-            _, product = vjp(lambda v: self.stage(X, v), u)
-            return product(V)[0].detach()
+            _, product = reverse(lambda v: self.stage(X, v), u)
+            return product(V).detach()
 
     def push(self, X: Tensor, u: Tensor, du: Tensor) -> Tensor:
         """``F_u du``: (m,) -> (B, n')."""
@@ -70,12 +70,12 @@ class Form:
             Y = Y.couple()
         with torch.enable_grad():
             if Y.coupled:
-                _, product = vjp(lambda v: self.stage(X, v), u)
-                return vmap(lambda V: product(V)[0], in_dims=1)(Y.rows).detach()
+                _, product = reverse(lambda v: self.stage(X, v), u)
+                return vmap(product, in_dims=1)(Y.rows).detach()
 
             def one(x: Tensor, cotangents: Tensor) -> Tensor:
-                _, product = vjp(lambda v: self.stage(x[None], v)[0], u)
-                return vmap(lambda V: product(V)[0])(cotangents)
+                _, product = reverse(lambda v: self.stage(x[None], v)[0], u)
+                return vmap(product)(cotangents)
 
             return vmap(one)(X, Y.rows).flatten(0, 1).detach()
 
@@ -95,12 +95,18 @@ class Form:
         return product
 
 
+def reverse(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """f(x), and the product of a cotangent with its derivative."""
+    y, product, *_ = vjp(f, x)
+    return y, lambda V: product(V)[0]
+
+
 def forward_product(f: Callable[[Tensor], Tensor], x: Tensor, dx: Tensor) -> Tensor:
     """``f_x dx``, by differentiating the reverse product: forward mode lacks some operations."""
     with torch.enable_grad():
-        y, product = vjp(f, x)
-        _, transposed = vjp(lambda V: product(V)[0], torch.zeros_like(y))
-        return transposed(dx)[0].detach()
+        y, product = reverse(f, x)
+        _, transposed = reverse(product, torch.zeros_like(y))
+        return transposed(dx).detach()
 
 
 class LinearForm(Form):

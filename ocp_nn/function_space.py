@@ -150,9 +150,10 @@ class FunctionSpace:
             )
         rolled = [policy.follow(a) for a in step_sizes.tolist()]
         costs = [self.objective(new_xs[-1], new_us) for new_xs, new_us in rolled]
+        along_x, along_u = (zip(*(r[i] for r in rolled), strict=True) for i in (0, 1))
         return Trials(
-            [torch.stack(parts).view(len(rolled), 1, -1) for parts in zip(*(r[0] for r in rolled), strict=True)],
-            [torch.stack(parts)[:, None] for parts in zip(*(r[1] for r in rolled), strict=True)],
+            [torch.stack(parts).view(len(rolled), 1, -1) for parts in along_x],
+            [torch.stack(parts)[:, None] for parts in along_u],
             torch.stack(costs)[:, None],
         )  # fmt: skip
 
@@ -164,10 +165,15 @@ class FunctionSpace:
         ]
 
 
+def plain_softmax(loss: Loss, target: Tensor) -> bool:
+    """Cross-entropy with class numbers and nothing else to it."""
+    plain = type(loss) is CrossEntropy and loss.positions == 1 and loss.label_smoothing == 0
+    return plain and not target.is_floating_point()
+
+
 def mean_loss(loss: Loss, outputs: Tensor, target: Tensor) -> Tensor:
-    if type(loss) is CrossEntropy and loss.positions == 1 and loss.label_smoothing == 0:
-        if not target.is_floating_point():
-            return torch.nn.functional.cross_entropy(outputs, target)
+    if plain_softmax(loss, target):
+        return torch.nn.functional.cross_entropy(outputs, target)
     return loss.value(outputs, target).mean()
 
 
@@ -175,9 +181,8 @@ def factor_and_residual(
     loss: Loss, outputs: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Y' (B, k, c) and rho (B, k) or None, of each sample's loss."""
-    if type(loss) is CrossEntropy and loss.positions == 1 and loss.label_smoothing == 0:
-        if not target.is_floating_point():
-            return softmax_model(outputs, target)
+    if plain_softmax(loss, target):
+        return softmax_model(outputs, target)
     return loss.factor(outputs, target).mT, loss.residual(outputs, target)
 
 

@@ -93,8 +93,8 @@ def linearise(
     """
     T = len(forms)
     active = tuple(t for t in range(T) if forms[t].m > 0)
-    ys: list[Cotangents | None] = [None] * T + [end]
-    rests: list[Tensor | None] = [None] * T + [rest]
+    ys: list[Cotangents | None] = [*[None] * T, end]
+    rests: list[Tensor | None] = [*[None] * T, rest]
     linear: list[Tensor | None] = list(control_gradients)
     Y, first = end, active[0] if active else T
     for t in range(T - 1, first - 1, -1):

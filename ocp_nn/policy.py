@@ -7,9 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ocp_nn.coordinates import Coordinates
+from ocp_nn.coordinates import Paper, Proximal, Separate
+from ocp_nn.matrix_free import MatrixFree
 from ocp_nn.model import Model
 from ocp_nn.primal import Primal
+
+Source = Proximal | Paper | Separate | MatrixFree | Primal
+"""What a sweep leaves: z_t in function space, or a factor of the primal side."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +21,7 @@ class FunctionPolicy:
     """``du_t`` for any deviation of the activations, in function space or on the primal side."""
 
     model: Model
-    source: Coordinates | Primal
+    source: Source
 
     def follow(self, alpha: float) -> tuple[list[Tensor], list[Tensor]]:
         """Roll the network out with the policy: activations (B, n), T + 1; controls (m,), T."""
@@ -93,4 +97,3 @@ class FunctionPolicy:
             dX = after + form.push(model.xs[t], model.us[t], du) if form.m > 0 else after
             dus.append(du)
         return dus
-

