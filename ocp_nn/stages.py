@@ -115,8 +115,8 @@ class Stage:
     statistics: dict[str, Statistics] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        layers = ", ".join(self.layers)
-        return f"Stage({self.name}: {layers}; n {self.n_in} -> {self.n_out}, m {self.m}, {self.kernel})"
+        what = f"{self.name}: {', '.join(self.layers)}"
+        return f"Stage({what}; n {self.n_in} -> {self.n_out}, m {self.m}, {self.kernel})"
 
     @cached_property
     def n_in(self) -> int:

@@ -203,6 +203,19 @@ def test_the_eager_engine_trains_a_compiled_network(method):
     assert solution.states[-1].shape == (6, 3)
 
 
+def test_a_solve_that_is_given_nothing_starts_from_the_models_weights():
+    problem = ocp_nn.compile(small().double(), "cross_entropy", X, Y)
+    us = ocp_nn.initial_controls(problem)
+    one, other = (
+        ocp.solve(problem, "ilqr", controls=given, engine="eager", max_iterations=1)
+        for given in (None, us)
+    )
+    close(one.history["cost"][0], cost_at(problem, us))
+    assert torch.equal(torch.cat(one.controls), torch.cat(other.controls))
+    assert "5 stages, 46 parameters" in repr(problem.dynamics)
+    assert repr(problem.dynamics.stages[0]) == "Stage(0: Linear; n 4 -> 5, m 25, linear)"
+
+
 def test_the_eager_engine_trains_through_batch_norm():
     entry = GRAPHS[8]
     problem = compiled(entry, 4, weight_decay=1e-2)
