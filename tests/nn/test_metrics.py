@@ -9,14 +9,16 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from zoo import F64
 
+import ocp
 import ocp_nn
+from ocp.engines import Eager
 from ocp_nn.batch_ddp import BatchDDP
 from ocp_nn.statistics import Maker, Memory, Settings
 
 
 def problem_and_model(
     weight_decay: float = 0.0,
-) -> tuple[ocp_nn.Network, nn.Module, Tensor, Tensor]:
+) -> tuple[ocp.Problem, nn.Module, Tensor, Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3, bias=False)).double()
     x = torch.randn(7, 4, dtype=F64)
@@ -48,7 +50,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 def test_gauss_newton_is_damping_over_lr_plus_decay():
     problem, *_ = problem_and_model(weight_decay=0.3)
-    metric, model, _ = metric_at(BatchDDP(damping=0.4, lr=0.5), problem, 0)
+    metric, *_ = metric_at(BatchDDP(damping=0.4, lr=0.5), problem, 0)
     close(metric.dense(), (0.3 + 0.4 / 0.5) * torch.eye(25, dtype=F64))
 
 
@@ -93,6 +95,28 @@ def test_ekfac_has_the_exact_second_moments_in_its_basis():
     basis = torch.kron(metric.left, metric.right)
     expected = (basis * (rotated.square().mean(dim=0).reshape(-1) + 0.01)) @ basis.T
     close(metric.dense(), expected)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_step_in_the_eigenbasis_is_that_of_the_dense_metric(decay):
+    """Kernel and roll-out use X W; the reference has Q_uu = D + Gauss-Newton (m, m)."""
+    problem, *_ = problem_and_model(weight_decay=decay)
+    solver = BatchDDP(metric=Settings("ekfac"), damping=0.2, lr=0.7, mini_batch=True)
+    us = ocp_nn.initial_controls(problem)
+    state = solver.init(problem, us)
+    actual = solver.step(problem, state).us
+    lines = [u[None] for u in us]
+    engine = Eager(problem)
+    xs = engine.rollout(lines)
+    e = engine.expand(xs, lines)
+    for t in (0, 2):
+        metric, *_ = metric_at(solver, problem, t)
+        n = e.n[t]
+        e.lzz[t][0, n:, n:] = metric.dense()
+    sweep = engine.sweep(e, lines, None, torch.zeros(1, dtype=F64), None)
+    expected = engine.follow(xs, lines, None, sweep.policy, torch.ones(1, dtype=F64)).us
+    for t in (0, 2):
+        close(actual[t], expected[t][0])
 
 
 def test_running_means_and_steps_are_kept_and_nothing_is_changed_in_place():
