@@ -58,7 +58,9 @@ OPTIMIZERS: dict[str, Entry] = {
         terminal_damping=0.3,
     ),
     "ddp-sgd": ddp("the paper's DDP-SGD", metric="sgd", form="paper", lr=0.3),
-    "ddp-rmsprop": ddp("DDP with RMSprop's metric", metric="rmsprop", lr=0.03, terminal_damping=0.1),
+    "ddp-rmsprop": ddp(
+        "DDP with RMSprop's metric", metric="rmsprop", lr=0.03, terminal_damping=0.1
+    ),
     "ddp-adam": ddp("DDP with Adam's metric", metric="adam", lr=0.01, terminal_damping=0.1),
     "ddp-kfac": ddp(
         "DDP with KFAC's metric", metric="kfac", lr=0.1, damping=0.03, terminal_damping=0.1
