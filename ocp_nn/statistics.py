@@ -271,14 +271,16 @@ class Maker:
             new["W"], new["U"] = W, U
             # In a new basis the old second moments mean nothing; KFAC's are the best known.
             second = g.clamp_min(0)[:, None] * a.clamp_min(0)
+            rotated = X @ W
         else:
             new["W"], new["U"] = old["W"], old["U"]
-            second = second_moments(X @ new["W"], V @ new["U"])
+            rotated = X @ new["W"]
+            second = second_moments(rotated, V @ new["U"])
             second = torch.lerp(second, old["second"], self.settings.decay)
         new["second"] = second
         own = max(scale.own)
         p = 1 / (own + (second + self.damping) / scale.one_lr)
-        return Eigenbasis(new["U"], new["W"], p, has_bias)
+        return Eigenbasis(new["U"], new["W"], p, has_bias, rotated)
 
 
 def second_moments(X: Tensor, V: Tensor) -> Tensor:
