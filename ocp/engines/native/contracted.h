@@ -7,6 +7,15 @@
 
 namespace ocp {
 
+#if OCP_GRID
+typedef Real Wide;  // of each thread
+OCP_FN void f_contracted(
+    const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H) {
+#if OCP_SECOND_ORDER
+  Model::f_contracted(x, u, c, v, H);
+#endif
+}
+#else
 typedef Pack<Real, OCP_LANES> Wide;  // as many numbers as the machine computes at once
 
 void f_contracted(const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H);
@@ -15,6 +24,7 @@ void f_contracted(const Wide* x, const Wide* u, const Context<Wide>& c, const Wi
 void f_contracted(const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H) {
   Model::f_contracted(x, u, c, v, H);
 }
+#endif
 #endif
 
 }  // namespace ocp

@@ -46,6 +46,12 @@ template <class V> OCP_FN void add_residue(V& residue, const V* values, int coun
   for (int i = 0; i < count; ++i) residue += values[i] * V(0);
 }
 
+template <class V> OCP_FN void add_stage_residue(V& residue, const Stage<V>& s) {
+  add_residue(residue, s.F, n * d);
+  add_residue(residue, s.g, d);
+  add_residue(residue, s.H, tri_size(d));
+}
+
 // Quadratic model of the value at a stage: p is the gradient of J for the policy without its k,
 // which gives the slope when gaps are open.
 template <class V> struct Value {
@@ -286,27 +292,28 @@ OCP_FN void value_of(
 // -- the pass -----------------------------------------------------------------------------------
 template <class V> struct Pass {
   const Data* data;
-  const V* us;       // [T][m], about which the bounds lie
-  const V* gaps;     // [T][n]; null if there are none
+  Array<const V> us;    // [T][m], about which the bounds lie
+  Array<const V> gaps;  // [T][n]; null if there are none
   V damping;
   bool on_state;     // the damping is on v_xx (Tassa 2012, eq. 10)
   MaskOf<V> full;  // the model has its second-order terms
-  V* k;              // [T][m], as the rest written by the pass
-  V* K;              // [T][m][n]
-  V* vx;             // [T + 1][n] and [T + 1][n][n], or null
-  V* vxx;
+  Array<V> k;        // [T][m], as the rest written by the pass
+  Array<V> K;        // [T][m][n]
+  Array<V> vx;       // [T + 1][n] and [T + 1][n][n], or null
+  Array<V> vxx;
 };
 
 template <class V> OCP_FN void record_value(const Pass<V>& pass, Int t, const Value<V>& v) {
   if (!pass.vx) return;
-  for (int i = 0; i < n; ++i) pass.vx[t * n + i] = v.x[i];
-  for (int i = 0; i < n * n; ++i) pass.vxx[t * n * n + i] = v.xx[i];
+  write<n>(v.x, pass.vx + t * n);
+  write<n * n>(v.xx, pass.vxx + t * n * n);
 }
 
-// Source gives `end(v_x, v_xx)`, `stage(t)` and `curve(t, v, full, Q)`, which adds v . f_zz to the
+// Source gives `end(v_x, v_xx)`, `stage(t, room for it)` and `curve(t, v, full, Q)`, which adds v . f_zz to the
 // lanes in `full`. `failed` of the result is the last stage with Q_uu not definite, or -1.
 template <class V, class Source> OCP_FN Promise<V> sweep(const Pass<V>& pass, Source& source) {
   Value<V> v;
+  Stage<V> own;
   Quadratic<V> model;
   Promise<V> promise = {V(0), V(0), V(0), V(-1)};
   source.end(v.x, v.xx);
@@ -314,9 +321,13 @@ template <class V, class Source> OCP_FN Promise<V> sweep(const Pass<V>& pass, So
   record_value(pass, pass.data->T, v);
   bool curved = any(pass.full);
   for (Int t = pass.data->T - 1; t >= 0; --t) {
-    const Stage<V>& s = source.stage(t);
-    V *k = pass.k + t * m, *K = pass.K + t * m * n, uu[tri_size(m)], lo[m], hi[m];
-    if (pass.gaps) cross_gap(pass.gaps + t * n, v, promise);
+    const Stage<V>& s = source.stage(t, own);
+    V k[m], K[m * n], uu[tri_size(m)], lo[m], hi[m];
+    if (pass.gaps) {
+      V gap[n];
+      read<n>(pass.gaps + t * n, gap);
+      cross_gap(gap, v, promise);
+    }
     quadratic(s, v, model);
     if (curved) source.curve(t, v.x, pass.full, model.Q);
     regularise(s, model, pass.damping, pass.on_state, uu, K);
@@ -330,6 +341,8 @@ template <class V, class Source> OCP_FN Promise<V> sweep(const Pass<V>& pass, So
     promise.residual = max_(promise.residual, projected(model.q + n, lo, hi));
     carry_slope(s, k, K, v, promise);
     value_of(model, k, K, v, promise);
+    write<m>(k, pass.k + t * m);
+    write<m * n>(K, pass.K + t * m * n);
     record_value(pass, t, v);
   }
   return promise;
