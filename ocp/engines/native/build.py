@@ -58,6 +58,7 @@ def program(
     single: bool = False,
     bounds: bool = False,
     second_order: bool = True,
+    team: int = 0,
 ) -> str:
     """The text of a program, from those of ``struct Model`` and ``struct Decide``.
 
@@ -65,9 +66,11 @@ def program(
         model: the generated functions.
         decide: the decisions of the loop; None for a program without `ocp_iterate`.
         real: type of all numbers.
-        single: for exactly one problem (SIMD over stages and step sizes), else for batches.
+        single: for exactly one problem (SIMD over stages and step sizes), else for batches. For a
+            GPU: a block of threads for each problem, else one thread.
         bounds: controls have bounds.
         second_order: ``Model::f_contracted`` is there.
+        team: threads of a block, for a GPU; 0 for a CPU.
     """
     settings = {
         "OCP_REAL": real,
@@ -76,6 +79,8 @@ def program(
         "OCP_SECOND_ORDER": int(second_order),
         "OCP_DECIDE": int(decide is not None),
     }
+    if team:
+        settings |= {"OCP_GRID": 1, "OCP_LANES": 1, "OCP_TEAM": team}
     lines = [f"#define {name} {value}" for name, value in settings.items()]
     lines += [f'#include "{header}"' for header in BEFORE]
     lines += ["namespace ocp {", model, "}", '#include "contracted.h"']

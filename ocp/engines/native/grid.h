@@ -12,6 +12,11 @@
 #define OCP_TEAM 32
 #endif
 
+#if OCP_CUDA
+#define OCP_KERNEL extern "C" __global__ void __launch_bounds__(OCP_TEAM)
+#define OCP_GIVEN(Kind) const __grid_constant__ Kind
+#endif
+
 namespace ocp {
 
 constexpr int team = OCP_TEAM;

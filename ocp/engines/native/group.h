@@ -105,6 +105,10 @@ template <class V> struct Group {
   Array<V> k, K;       // [T][m], [T][m][n]
   Array<Wide> trial_x, trial_u;
   Array<StageOf<V>> stages;  // of a single problem
+#if OCP_GRID
+  V* bend;              // [d][d] v_x . f_zz of the stage in work
+  TeamWork* team_work;  // for models whose work does not fit in fast memory
+#endif
   V residue;  // 0 while all derivatives are finite, else nan
   const Given* given;
   Int rows[lanes];  // problems again, an idle lane reading problem 0
@@ -122,6 +126,12 @@ template <class V> struct Group {
     trial_x = trial_room(arena, (T + 1) * n);
     trial_u = trial_room(arena, T * m);
     if constexpr (single) stages = arena.template take<StageOf<V>>(T);
+#if OCP_GRID
+    if constexpr (single) {
+      bend = arena.template take<V>(OCP_SECOND_ORDER ? d * d : 0).first;
+      team_work = arena.template take<TeamWork>(fits ? 0 : 1).first;
+    }
+#endif
   }
 
   OCP_METHOD void take(int lane, Int b) {
@@ -246,3 +256,7 @@ OCP_FN Arena arena_of(const Data& data, Int thread) {
 }
 
 }  // namespace ocp
+
+#if OCP_GRID && OCP_SINGLE
+#include "team_sweep.h"
+#endif
