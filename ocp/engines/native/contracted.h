@@ -9,7 +9,7 @@ namespace ocp {
 
 #if OCP_GRID
 typedef Real Wide;  // of each thread
-OCP_FN void f_contracted(
+OCP_COLD void f_contracted(  // apart: most of what the sweep keeps in registers would give way to it
     const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H) {
 #if OCP_SECOND_ORDER
   Model::f_contracted(x, u, c, v, H);

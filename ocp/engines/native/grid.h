@@ -21,7 +21,8 @@ namespace ocp {
 
 constexpr int team = OCP_TEAM;
 
-// A unit of work memory: of a thread, or of a team. `Data::threads` of them are there.
+// A unit of work memory: of a thread, or of a team. `Data::threads` is their number, and kernels
+// that use them are launched with just so many.
 OCP_FN Int thread_index() { return Int(blockIdx.x) * team + threadIdx.x; }
 OCP_FN Int thread_count() { return Int(gridDim.x) * team; }
 OCP_FN Int unit_index() { return single ? Int(blockIdx.x) : thread_index(); }
@@ -45,13 +46,22 @@ OCP_FN Real team_sum(Real own) {
   return sum;
 }
 
-// The numbers of a trajectory in work memory, `stride` apart.
+// As a stride: no registers, unlike a number that each array would carry.
+struct Every {
+  OCP_METHOD operator Int() const { return unit_count(); }
+};
+
+// The numbers of a trajectory in work memory: one apart for all units, or, of trials, `stride`.
 template <class V> struct Array {
   V* first;
+#if OCP_SINGLE
   Int stride;
-
-  Array() = default;
   OCP_METHOD Array(V* at, Int apart = 1) : first(at), stride(apart) {}
+#else
+  static constexpr Every stride = {};
+  OCP_METHOD Array(V* at, Every = {}) : first(at) {}
+#endif
+  Array() = default;
   OCP_METHOD V& operator[](Int i) const { return first[i * stride]; }
   OCP_METHOD Array operator+(Int i) const { return {first + i * stride, stride}; }
   OCP_METHOD operator Array<const V>() const { return {first, stride}; }
@@ -68,7 +78,7 @@ struct Arena {
   explicit OCP_METHOD Arena(const void* block, Int own = 0, Int all = 1)
       : next(((Address)block + alignment - 1) & ~(alignment - 1)), unit(own), units(all) {}
   template <class V> OCP_METHOD Array<V> take(Int count) {
-    const Array<V> piece((V*)next + unit, units);
+    const Array<V> piece((V*)next + unit);
     next += (Address(count) * units * sizeof(V) + alignment - 1) & ~(alignment - 1);
     return piece;
   }

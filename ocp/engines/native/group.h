@@ -182,7 +182,7 @@ template <class V> struct Group {
     }
     return own;
   }
-  OCP_METHOD void curve(Int t, const V* v, MaskOf<V> full, V* Q) {
+  OCP_METHOD void curve(Int t, const V* v, MaskOf<V> full, V* bend) {
     V H[d * d];
     if (given && given->table) {
       gather(given->table + t * data->B * d * d, d * d, rows, H);
@@ -190,7 +190,7 @@ template <class V> struct Group {
       contract(t, v, H);
     }
     for (int i = 0; i < d; ++i)
-      for (int j = 0; j <= i; ++j) Q[tri(i, j)] += select(full, H[i * d + j], V(0));
+      for (int j = 0; j <= i; ++j) bend[tri(i, j)] = select(full, H[i * d + j], V(0));
   }
   // v . f_zz. A single problem fills all lanes with itself: as fast, and half the text to compile.
   OCP_METHOD void contract(Int t, const V* v, V* H) {

@@ -309,8 +309,8 @@ template <class V> OCP_FN void record_value(const Pass<V>& pass, Int t, const Va
   write<n * n>(v.xx, pass.vxx + t * n * n);
 }
 
-// Source gives `end(v_x, v_xx)`, `stage(t, room for it)` and `curve(t, v, full, Q)`, which adds v . f_zz to the
-// lanes in `full`. `failed` of the result is the last stage with Q_uu not definite, or -1.
+// Source gives `end(v_x, v_xx)`, `stage(t, room for it)` and `curve(t, v, full, H)`: v . f_zz of the lanes
+// in `full`, a lower triangle. `failed` of the result is the last stage with Q_uu not definite, or -1.
 template <class V, class Source> OCP_FN Promise<V> sweep(const Pass<V>& pass, Source& source) {
   Value<V> v;
   Stage<V> own;
@@ -321,15 +321,17 @@ template <class V, class Source> OCP_FN Promise<V> sweep(const Pass<V>& pass, So
   record_value(pass, pass.data->T, v);
   bool curved = any(pass.full);
   for (Int t = pass.data->T - 1; t >= 0; --t) {
-    const Stage<V>& s = source.stage(t, own);
     V k[m], K[m * n], uu[tri_size(m)], lo[m], hi[m];
     if (pass.gaps) {
       V gap[n];
       read<n>(pass.gaps + t * n, gap);
       cross_gap(gap, v, promise);
     }
+    V bend[tri_size(d)];  // before the stage, while there is little else to keep in registers
+    if (curved) source.curve(t, v.x, pass.full, bend);
+    const Stage<V>& s = source.stage(t, own);
     quadratic(s, v, model);
-    if (curved) source.curve(t, v.x, pass.full, model.Q);
+    if (curved) add_row<tri_size(d)>(V(1), bend, model.Q);
     regularise(s, model, pass.damping, pass.on_state, uu, K);
     if constexpr (bounded)
       for (int a = 0; a < m; ++a) {

@@ -62,8 +62,11 @@ OCP_FN void follow_each(const Data& data, const Context<Real>& c, const Nominal<
 
 // Room for the trajectories of all step sizes; each thread has its own, side by side.
 OCP_FN Array<Real> trial_room(Arena& arena, Int count) {
-  if constexpr (!single) return arena.take<Real>(count);
+#if OCP_SINGLE
   return {arena.take<Real>(count * at_once).first + team_rank() % at_once, at_once};
+#else
+  return arena.take<Real>(count);
+#endif
 }
 OCP_FN Real trial_entry(const Array<Real>& trials, Int i, int trial) {
   return trials.first[i * trials.stride + trial - team_rank() % at_once];
