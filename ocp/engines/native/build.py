@@ -84,9 +84,10 @@ def program(
     lines = [f"#define {name} {value}" for name, value in settings.items()]
     lines += [f'#include "{header}"' for header in BEFORE]
     lines += ["namespace ocp {", model, "}", '#include "contracted.h"']
-    lines += ["#if !defined(OCP_PART) || OCP_PART == 2"]
-    lines += ["namespace ocp {", decide or "", "}", '#include "abi.h"', "#endif", ""]
-    return "\n".join(lines)
+    rest = ["namespace ocp {", decide or "", "}", '#include "abi.h"']
+    if not team:
+        rest = ["#if !defined(OCP_PART) || OCP_PART == 2", *rest, "#endif"]
+    return "\n".join([*lines, *rest, ""])
 
 
 # -- compilers -------------------------------------------------------------------------------------
@@ -260,20 +261,40 @@ def load(text: str) -> ctypes.CDLL:
 
 def cached(entry: Path) -> ctypes.CDLL | None:
     """The library of an entry; None if there is none, or it is not what was once written."""
+    path = kept(entry)
+    try:
+        return None if path is None else ctypes.CDLL(str(path))
+    except OSError:  # not for this machine: rebuilt
+        return None
+
+
+def kept(entry: Path) -> Path | None:
+    """The file of an entry; None if there is none, or it is not what was once written."""
     try:
         note = json.loads(entry.read_text())
         path = entry.with_name(str(note["file"]))
         if path.parent != entry.parent:
             return None
-        if hashlib.sha256(path.read_bytes()).hexdigest() != note["sha256"]:
-            return None
-        return ctypes.CDLL(str(path))
+        same = hashlib.sha256(path.read_bytes()).hexdigest() == note["sha256"]
+        return path if same else None
     except (OSError, ValueError, KeyError, TypeError):  # missing, unreadable, foreign: rebuilt
         return None
 
 
+def keep(entry: Path, file: Path, by: str) -> Path:
+    """Move a file that lies in a folder beside ``entry`` into the cache, as what the entry names;
+    both appear there complete or not at all."""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    path = entry.with_name(f"{entry.stem}-{digest[:16]}{file.suffix}")
+    note = file.with_name("note.json")
+    note.write_text(json.dumps({"file": path.name, "sha256": digest, "by": by}))
+    os.replace(file, path)
+    os.replace(note, entry)
+    return path
+
+
 def compiled(text: str, using: Compiler, entry: Path) -> Path:
-    """Compile a program into the cache; files appear there complete or not at all.
+    """Compile a program into the cache.
 
     Raises:
         BuildError: the compiler failed.
@@ -283,13 +304,7 @@ def compiled(text: str, using: Compiler, entry: Path) -> Path:
         source.write_text(text)
         objects = compile_parts(using, source, effort(text), 2 if "OCP_PART" in text else 1)
         run_checked(using, [*using.command, *using.link, *objects, "-o", str(library)])
-        digest = hashlib.sha256(library.read_bytes()).hexdigest()
-        path = entry.with_name(f"{entry.stem}-{digest[:16]}.so")
-        note = Path(work) / "note.json"
-        note.write_text(json.dumps({"file": path.name, "sha256": digest, "by": using.version}))
-        os.replace(library, path)
-        os.replace(note, entry)
-    return path
+        return keep(entry, library, using.version)
 
 
 def compile_parts(using: Compiler, source: Path, flags: tuple[str, ...], parts: int) -> list[str]:

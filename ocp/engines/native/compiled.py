@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ocp.engines.eager import Eager
-from ocp.engines.native import abi, build, emit
+from ocp.engines.native import abi, build, emit, grid
 from ocp.engines.native.values import Untraceable
 from ocp.problem import Problem
 
@@ -28,14 +28,17 @@ class Compiled:
 
     Attributes:
         program: text and sources of its numbers.
-        library, info: the loaded library.
+        library: the loaded library, or the kernels for a GPU.
+        info: what it was built for.
+        form: how it uses the threads of a GPU; None for a CPU.
         functions: the user's, kept alive: programs are found by their identity.
     """
 
     program: emit.Program
-    library: ctypes.CDLL
+    library: ctypes.CDLL | grid.Kernels
     info: abi.Info
     functions: tuple[Any, ...]
+    form: grid.Form | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,19 +87,32 @@ def report(problem: Problem) -> str:
         made = compiled_for(problem)
     except Refused as error:
         return f"eager PyTorch: {error}"
-    nodes, info = made.program.nodes, made.info
+    nodes = made.program.nodes
     counts = ", ".join(f"{name} {count}" for name, count in nodes.items())
     shared, own = made.program.par.names(), made.program.dat.names()
     return "\n".join(
         [
             f"native: {sum(nodes.values())} scalar operations ({counts})",
-            f"  SIMD            {info.lanes} numbers of {info.bytes} bytes at a time",
+            f"  SIMD            {how(made)}",
             f"  read at a solve {', '.join(shared) or 'nothing'}",
             f"  a problem's own {', '.join(own) or 'nothing'}",
-            f"  compiler        {build.compiler().version}",
+            f"  compiler        {compiler_of(made)}",
             f"  cache           {build.cache_directory()}",
         ]
     )
+
+
+def how(made: Compiled) -> str:
+    size = f"{made.info.bytes} bytes"
+    if made.form is None:
+        return f"{made.info.lanes} numbers of {size} at a time"
+    assert isinstance(made.library, grid.Kernels)
+    unit = f"a block of {made.form.team} threads" if made.form.single else "a thread"
+    return f"{unit} for each problem, numbers of {size}; {made.library.usage('ocp_iterate')}"
+
+
+def compiler_of(made: Compiled) -> str:
+    return build.compiler().version if made.form is None else str(made.library)
 
 
 def forget(problem: Problem) -> None:
@@ -106,8 +122,8 @@ def forget(problem: Problem) -> None:
 
 def unsupported(problem: Problem) -> str:
     """Why a problem cannot be compiled, told without tracing; empty if it may be."""
-    if problem.x0.device.type != "cpu":
-        return f"tensors on {problem.x0.device}: compiled programs run on the CPU"
+    if problem.x0.device.type not in ("cpu", "cuda"):
+        return f"tensors on {problem.x0.device}: compiled programs run on CPUs and NVIDIA GPUs"
     if problem.x0.dtype not in REAL:
         return f"dtype {problem.x0.dtype}"
     if problem.stagewise or not problem.uniform:
@@ -120,19 +136,36 @@ def unsupported(problem: Problem) -> str:
 
 
 def make(problem: Problem, functions: tuple[Any, ...]) -> Compiled:
-    program = emit.model(problem)
+    program, form = emit.model(problem), form_of(problem)
+    text = text_of(problem, program, form)
+    if form is None:
+        library = build.load(text)
+        made = Compiled(program, library, abi.declare(library), functions)
+    else:
+        from ocp.engines.native import driver
+
+        kernels = driver.load(text, form, problem.x0.device)
+        made = Compiled(program, kernels, grid.info(kernels, problem.x0), functions, form)
+    check(problem, made)
+    return made
+
+
+def form_of(problem: Problem) -> grid.Form | None:
+    if problem.x0.device.type == "cpu":
+        return None
+    return grid.form(problem.state_dims[0] + problem.control_dims[0], problem.batch)
+
+
+def text_of(problem: Problem, program: emit.Program, form: grid.Form | None) -> str:
     dtype = problem.x0.dtype
-    text = build.program(
+    return build.program(
         program.text,
         decide(TRIALS, dtype),
         real=REAL[dtype],  # type: ignore[arg-type]
-        single=problem.batch == 1,
+        single=problem.batch == 1 if form is None else form.single,
         bounds=problem.lower is not None,
+        team=0 if form is None else form.team,
     )
-    library = build.load(text)
-    made = Compiled(program, library, abi.declare(library), functions)
-    check(problem, made)
-    return made
 
 
 @functools.lru_cache(maxsize=4)
@@ -154,7 +187,8 @@ def key_of(problem: Problem) -> tuple[Any, ...]:
         problem.control_dims[0],
         problem.horizon,
         problem.x0.dtype,
-        problem.batch == 1,
+        str(problem.x0.device),
+        form_of(problem) or problem.batch == 1,
         problem.lower is not None,
         shapes(problem.parameters, 0),
         shapes(problem.per_problem, 1),
@@ -169,7 +203,7 @@ def check(problem: Problem, made: Compiled) -> None:
     Raises:
         Refused: they differ.
     """
-    from ocp.engines.native.engine import Native
+    from ocp.engines.native.engine import engine_of
     from ocp.solvers.subset import subproblem
 
     small = problem
@@ -184,7 +218,7 @@ def check(problem: Problem, made: Compiled) -> None:
     if small.lower is not None and small.upper is not None:
         lower, upper = torch.as_tensor(small.lower), torch.as_tensor(small.upper)
         us = torch.minimum(torch.maximum(us, lower), upper)
-    both = Native(small, made), Eager(small)
+    both = engine_of(small, made), Eager(small)
     expansions = [engine.expand(xs, us) for engine in both]
     compare("f", *(torch.as_tensor(engine.gaps(xs, us)) for engine in both))
     compare("cost", *(engine.total_cost(xs, us) for engine in both))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import addressof, byref
+from ctypes import Structure, addressof, byref
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ class Native(Eager):
 
     def __init__(self, problem: Problem, compiled: Compiled) -> None:
         super().__init__(problem)
-        self.library, self.info = compiled.library, compiled.info
+        self.library: Any = compiled.library
+        self.info = compiled.info
         T, B = problem.horizon, problem.batch
         # Arrays whose addresses `data` holds: they live as long as it does.
         numbers = compiled.program.shared(problem), compiled.program.per_problem(problem)
@@ -43,11 +44,17 @@ class Native(Eager):
             size = self.library.ocp_work_bytes(byref(self.data_block))
             self.work = torch.empty(size, dtype=torch.uint8)
             self.data_block.work = self.work.data_ptr()
-        ready = [address(a) if a is None or isinstance(a, Tensor) else a for a in arguments]
-        return getattr(self.library, entry)(addressof(self.data_block), *ready)
+        return getattr(self.library, entry)(addressof(self.data_block), *map(word, arguments))
+
+    def iterations(self, request: abi.Iterate, taken: Tensor) -> int:
+        """Runs ``ocp_iterate``; the most steps that a problem took."""
+        return int(self.call("ocp_iterate", request))
 
     def new(self, *shape: int) -> Tensor:
         return self.x0.new_empty(shape)
+
+    def integers(self, *shape: int) -> Tensor:
+        return self.x0.new_empty(shape, dtype=INT)
 
     def fits(self, us: Stages) -> bool:
         """Whether it is (T, B, m). Trials of all step sizes side by side, or a direction for each
@@ -139,18 +146,17 @@ class Native(Eager):
         given = [dense(v) for v in expansion[:5]]
         full = table = states = None
         if curvature is not None:
-            every = torch.ones(B, dtype=INT)
+            every = self.integers(B).fill_(1)
             full = every if curvature.full is None else curvature.full.to(INT)
             table, states = optional(curvature.table), dense(curvature.xs)
         k, K = self.new(T, B, m), self.new(T, B, m, n)
         vx, vxx = self.new(T + 1, B, n), self.new(T + 1, B, n, n)
         slope, bend, residual = self.new(3, B)
-        failed, finite = torch.empty(2, B, dtype=INT)
+        failed, finite = self.integers(2, B)
         arrays = (*given, table, states, dense(us), optional(gaps), damping.contiguous(), full)
         results = k, K, vx, vxx, slope, bend, residual, failed, finite
         pointers = [*map(address, arrays), int(on_state), *map(address, results)]
-        request = abi.SweepCall(*pointers)  # a name: it has to outlive the call
-        self.call("ocp_sweep", addressof(request))
+        self.call("ocp_sweep", abi.SweepCall(*pointers))
         return Sweep(Policy(k, K), vx, vxx, slope, bend, residual, failed)
 
     def follow(
@@ -164,8 +170,7 @@ class Native(Eager):
         sizes = step_sizes.to(self.x0.dtype).contiguous()
         out = self.new(T + 1, A, B, n), self.new(T, A, B, m), self.new(A, B)
         pointers = [*map(address, (*given, sizes)), A, *map(address, out)]
-        request = abi.FollowCall(*pointers)
-        self.call("ocp_follow", addressof(request))
+        self.call("ocp_follow", abi.FollowCall(*pointers))
         return Trials(*out)
 
     # -- whole iterations ----------------------------------------------------------------------
@@ -179,13 +184,13 @@ class Native(Eager):
         reals = torch.stack([getattr(state, k) for k in abi.REALS])
         counts = torch.stack([getattr(state, k).to(INT) for k in abi.COUNTS])
         rows = self.new(most, len(abi.ROWS), B)
-        limits = torch.tensor(recipe.limits, dtype=self.x0.dtype)
-        sizes = 0.5 ** torch.arange(recipe.trials, dtype=self.x0.dtype)
-        taken, handed = torch.empty(2, B, dtype=INT)
+        limits = self.x0.new_tensor(recipe.limits)
+        sizes = 0.5 ** torch.arange(recipe.trials, dtype=limits.dtype, device=limits.device)
+        taken, handed = self.integers(2, B)
         arrays = (*copies, gaps, reals, counts, rows, taken, handed, limits)
         modes = recipe.second_order, int(recipe.on_state)
         request = abi.Iterate(most, *modes, address(sizes), *map(address, arrays))
-        steps = self.call("ocp_iterate", addressof(request))
+        steps = self.iterations(request, taken)
         if steps == 0:
             return None
         block = dict(zip(abi.ROWS, rows[:steps].unbind(1), strict=True))
@@ -201,16 +206,31 @@ class Native(Eager):
 
 
 def make_native(problem: Problem) -> Native:
-    """The engine of a problem.
+    """The engine of a problem: for the CPU, or for the GPU its tensors are on.
 
     Raises:
         Refused: it cannot be compiled; says why.
     """
     try:
-        return Native(problem, compiled_for(problem))
+        return engine_of(problem, compiled_for(problem))
     except Changed:  # a tensor that the functions see has another shape: another program
         forget(problem)
-        return Native(problem, compiled_for(problem))
+        return engine_of(problem, compiled_for(problem))
+
+
+def engine_of(problem: Problem, made: Compiled) -> Native:
+    if made.form is None:
+        return Native(problem, made)
+    from ocp.engines.native.cuda import Cuda
+
+    return Cuda(problem, made)
+
+
+def word(value: Any) -> int:
+    """An argument of an entry as one machine word; structures have to outlive the call."""
+    if isinstance(value, Structure):
+        return addressof(value)
+    return value if isinstance(value, int) else address(value)
 
 
 def address(value: Tensor | None) -> int:

@@ -3,6 +3,10 @@
 #include "contracted.h"
 #include "rollout.h"
 
+#ifndef OCP_TEAM_BYTES
+#define OCP_TEAM_BYTES (40 * 1024)
+#endif
+
 namespace ocp {
 
 // A stage of the problem, kept in work memory.
@@ -23,8 +27,8 @@ struct TeamWork {
   bool free[m], definite;
 };
 
-// A block has so much fast memory without asking for more; larger models work in global memory.
-constexpr bool fits = sizeof(TeamWork) <= 40 * 1024;
+// A block has 48 kB of fast memory without asking for more; larger models work in global memory.
+constexpr bool fits = sizeof(TeamWork) <= OCP_TEAM_BYTES;
 
 // Stages of one problem, one a thread; returns their residue.
 OCP_FN Real expand_over_time(const Data& data, Context<Real> c, Array<Real> xs, Array<Real> us,
