@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ocp.engines.native import abi
 
-LARGE = 24  # n + m from which the matrices of a stage are too many for the registers of a thread
+LARGE = 10  # n + m from which a thread has too few registers for the matrices of a stage
 FEW = 512  # problems, below which a GPU has more threads than threads have problems
 WARP, TEAM = 32, 128  # threads of a block; TEAM where they share out large matrices
 MOST_THREADS, MOST_TEAMS = 2**17, 2**12  # at work at the same time; the rest take turns
