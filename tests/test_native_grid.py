@@ -92,8 +92,7 @@ def equal(actual: object, expected: object) -> None:
 def test_pieces_equal_those_of_the_cpu(case):
     p, ours, theirs = case
     xs, us, gaps = trajectory(p)
-    T, B, m = us.shape
-    n = xs.shape[-1]
+    T, B, n = xs.shape[0] - 1, us.shape[1], xs.shape[-1]
     lines = torch.cat((xs, xs + 0.1), dim=1), torch.cat((us, us - 0.1), dim=1)
     g = torch.Generator().manual_seed(5)
     vs = torch.randn(T + 1, B, n, generator=g, dtype=F64)
@@ -119,7 +118,7 @@ def test_pieces_equal_those_of_the_cpu(case):
 def test_sweeps_equal_those_of_the_cpu(case, on_state):
     p, ours, theirs = case
     xs, us, gaps = trajectory(p)
-    T, B, _ = us.shape
+    B = us.shape[1]
     expansion = theirs.expand(xs, us)
     damping = torch.linspace(0.1, 0.5, B, dtype=F64)
     full = torch.arange(B) % 2 == 0
@@ -170,7 +169,7 @@ def test_iterations_equal_those_of_the_cpu(case, method, gaps):
 
 
 def test_whole_solves_in_one_launch_equal_chunks_and_the_cpu(case):
-    p, ours, theirs = case
+    p, ours, _ = case
     us = torch.stack(guess(p, 3, 0.5))
     solver = ocp.make_solver("ddp", engine="native")
     state = solver.init(p, us.movedim(0, 1))._replace(engine=ours)
@@ -200,9 +199,10 @@ def test_neither_the_order_of_threads_nor_their_number_matters(how):
         made.library.backwards, made.library.memory = backwards, memory
         engine = Cuda(p, made)
         results.append(solver.steps(p, state._replace(engine=engine), 8))
-        assert engine.data_block.threads == (
-            {False: 8, True: 7} if memory > 1 else {False: 4, True: 1}
-        )[how.single]
+        assert (
+            engine.data_block.threads
+            == ({False: 8, True: 7} if memory > 1 else {False: 4, True: 1})[how.single]
+        )
         engine.work.fill_(255)  # nan: nothing is kept from call to call
         again = solver.steps(p, state._replace(engine=engine), 8)
         assert torch.equal(again.us, results[-1].us)

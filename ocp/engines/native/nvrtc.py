@@ -175,9 +175,7 @@ def compile_text(text: str, to: Target, more: Sequence[str] = ()) -> bytes:
     )
     try:
         options = [o.encode() for o in (*OPTIONS, to.flag, *more)]
-        code = nvrtc.nvrtcCompileProgram(
-            program, len(options), (c_char_p * len(options))(*options)
-        )
+        code = nvrtc.nvrtcCompileProgram(program, len(options), (c_char_p * len(options))(*options))
         if code != 0:
             log = fetched("nvrtcGetProgramLog", program).decode(errors="replace")
             raise build.BuildError(
