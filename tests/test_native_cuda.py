@@ -207,7 +207,7 @@ def test_what_cannot_be_compiled_is_solved_by_pytorch_on_the_gpu() -> None:
 
 
 def test_the_twin_is_the_text_of_the_gpu() -> None:
-    """What the tests beside this file run on the CPU is, letter by letter, what is compiled here."""
+    """What test_native_grid runs on the CPU is, letter by letter, what is compiled here."""
     problem = rich(7, 6)
     made = twin(problem, TEAM)
     assert text_of(problem, made.program, TEAM) == gpu_text(problem, TEAM)
