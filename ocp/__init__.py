@@ -18,6 +18,7 @@ from ocp.linear_quadratic import linear_quadratic
 from ocp.monte_carlo import Robustness, monte_carlo
 from ocp.plot import plot_solution
 from ocp.problem import Cost, Dynamics, Problem
+from ocp.receding import RecedingHorizon
 from ocp.solution import Policy, Solution, Status, Value
 from ocp.solve import make_solver, solve
 from ocp.solvers import METHODS, Report, Rules, Solver
@@ -33,6 +34,7 @@ __all__ = [
     "Policy",
     "Problem",
     "QuadraticCost",
+    "RecedingHorizon",
     "Report",
     "Robustness",
     "Rules",

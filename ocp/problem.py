@@ -5,10 +5,12 @@ minimise  phi(x[T]) + sum_t l_t(x[t], u[t])   subject to  x[t+1] = f_t(x[t], u[t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -103,7 +105,7 @@ class Problem:
         """Rows of x0 behind one control sequence: B when the controls are shared, else 1."""
         return self.x0.shape[0] if self.shared_controls else 1
 
-    @property
+    @cached_property
     def uniform(self) -> bool:
         """Whether all stages share their sizes, so that trajectories are single tensors."""
         return len(set(self.state_dims)) == 1 and len(set(self.control_dims)) == 1
@@ -128,8 +130,20 @@ class Problem:
 
     # -- variants ------------------------------------------------------------------------------
     def replace(self, **changes: Any) -> Problem:
-        """The same problem with some arguments changed, checked again."""
-        return dataclasses.replace(self, **changes)
+        """The same problem with some arguments changed, checked again.
+
+        Other data of the same form (x0, parameters, per_problem, goal) cost microseconds: the
+        functions are not tried again.
+        """
+        from ocp.validation import renewed
+
+        values = renewed(self, changes)
+        if values is None:
+            return dataclasses.replace(self, **changes)
+        problem = copy.copy(self)
+        for name, value in values.items():
+            object.__setattr__(problem, name, value)
+        return problem
 
     def repeat(self, times: int) -> Problem:
         """``times`` copies in one batch, copy by copy: problem b of copy k is row k * B + b.

@@ -26,8 +26,10 @@ def largest(stages: Stages) -> Tensor:
 
     Sizes may be 0 at some stages (no control), hence the padding.
     """
+    if isinstance(stages, Tensor) and stages.shape[-1] > 0:
+        return stages.amax(dim=(0, -1))
     if isinstance(stages, Tensor):
-        return torch.nn.functional.pad(stages, (0, 1)).amax(dim=(0, -1))
+        return stages.new_zeros(stages.shape[1])
     return torch.cat([torch.nn.functional.pad(s, (0, 1)) for s in stages], dim=-1).amax(dim=-1)
 
 
@@ -40,7 +42,9 @@ def absolute_sum(stages: Stages) -> Tensor:
 
 def finite(stages: Stages) -> Tensor:
     """Whether every entry is finite: (..., B) bool."""
-    parts = [stages] if isinstance(stages, Tensor) else [s[None] for s in stages]
+    if isinstance(stages, Tensor):
+        return torch.isfinite(stages).all(dim=-1).all(dim=0)
+    parts = [s[None] for s in stages]
     return torch.stack([torch.isfinite(s).all(dim=-1).all(dim=0) for s in parts]).all(dim=0)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ocp import layout
+from ocp import engines, feedback, layout
 from ocp.problem import Problem, Stages
 from ocp.solution import Solution, Status
 from ocp.solvers.loop import Callback, Solver, State, zero_controls
@@ -185,7 +185,9 @@ def weighted(cost: Any, stage_wants: bool, terminal_wants: bool) -> Weighted:
 
 @dataclass(frozen=True)
 class warm:  # noqa: N801
-    """The controls of an earlier solution, rolled out from this problem's x0 by its policy.
+    """An earlier solution: its controls and feedback, followed from this problem's x0.
+
+    Without the feedback an unstable system is far away after a few stages.
 
     Args:
         solution: of a problem with the same sizes.
@@ -196,13 +198,11 @@ class warm:  # noqa: N801
     shift: int = 0
 
     def __call__(self, problem: Problem, solver: Solver) -> Guess:
-        controls = self.solution.controls
-        if self.shift == 0:
-            return Guess(controls)
-        if isinstance(controls, list):
-            return Guess(controls[self.shift :] + controls[-1:] * self.shift)
-        last = controls[..., -1:, :].expand(*controls.shape[:-2], self.shift, -1)
-        return Guess(torch.cat((controls[..., self.shift :, :], last), dim=-2))
+        if self.shift != 0 and not problem.uniform:
+            raise ValueError("warm(..., shift=) needs sizes that do not change by stage.")
+        plan = feedback.shifted(feedback.plan_of(problem, self.solution), self.shift)
+        engine = engines.make(problem, solver.engine)
+        return Guess(layout.stages_out(problem, feedback.follow(engine, plan)))
 
 
 def default(problem: Problem, solver: Solver) -> Guess:
@@ -305,6 +305,9 @@ def begin(solver: Solver, problem: Problem, guess: Guess) -> State:
 
 def charged(state: State, solver: Solver, guesses: Sequence[Guess]) -> State:
     """The state with the counts of its guesses; without iterations left it does not run."""
+    free = all(getattr(g, k) is Guess._field_defaults[k] for g in guesses for k in SPENT)
+    if free and solver.rules.max_iterations > 0:
+        return state
     none = torch.zeros_like(state.iterations.reshape(len(guesses), -1)[0])
     counts: dict[str, Any] = {k: torch.cat([none + getattr(g, k) for g in guesses]) for k in SPENT}
     out = (state.status == Status.RUNNING) & (counts["iterations"] >= solver.rules.max_iterations)

@@ -51,7 +51,7 @@ Passed = dict[tuple[Any, ...], tuple[weakref.ref, weakref.ref, tuple[int, ...]]]
 _passed: Passed = {}  # what passed: the functions (no longer than they live), and the sizes
 
 
-def state_sizes(problem: Problem, us: Sequence[Tensor]) -> tuple[int, ...]:
+def state_sizes(problem: Problem, us: Callable[[], Sequence[Tensor]]) -> tuple[int, ...]:
     """`check_functions`, once for the same functions on data of the same form.
 
     So that a problem with another x0 costs nothing, in a receding horizon or a portfolio.
@@ -67,7 +67,7 @@ def state_sizes(problem: Problem, us: Sequence[Tensor]) -> tuple[int, ...]:
     dynamics, cost, sizes = _passed.get(key, (None, None, ()))
     if dynamics and cost and dynamics() is problem.dynamics and cost() is problem.cost:
         return sizes
-    sizes = check_functions(problem, us)
+    sizes = check_functions(problem, us())
     try:
         forget = lambda _: _passed.pop(key, None)
         references = weakref.ref(problem.dynamics, forget), weakref.ref(problem.cost, forget)

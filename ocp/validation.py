@@ -49,12 +49,41 @@ def normalise(problem: Problem) -> dict[str, Any]:
     }
     for name, value in values.items():  # so that the user's functions can be called below
         object.__setattr__(problem, name, value)
-    state_dims = state_sizes(problem, trial_controls(dims, lower, upper, x0))
+    state_dims = state_sizes(problem, lambda: trial_controls(dims, lower, upper, x0))
     values["state_dims"] = state_dims
     values["goal"] = goal_state(problem.goal, x0, state_dims[-1])
     uniform = len(set(state_dims)) == 1 and len(set(dims)) == 1
     values["lower"], values["upper"] = (packed(bound, uniform) for bound in (lower, upper))
     return values
+
+
+DATA = frozenset(("x0", "parameters", "per_problem", "goal"))
+
+
+def renewed(problem: Problem, changes: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Checked values for other data of the same form; None where it is more than that."""
+    if not changes.keys() <= DATA:
+        return None
+    x0 = problem.x0
+    values: dict[str, Any] = {}
+    if "x0" in changes:
+        values["x0"] = initial_state(changes["x0"], problem.shared_controls)
+        if not alike(x0, values["x0"]):
+            return None
+        x0 = values["x0"]
+    for name in ("parameters", "per_problem"):
+        if name in changes:
+            old, new = getattr(problem, name), tensors(name, changes[name], x0)
+            if old.keys() != new.keys() or not all(alike(old[k], new[k]) for k in old):
+                return None
+            values[name] = new
+    if "goal" in changes:
+        values["goal"] = goal_state(changes["goal"], x0, problem.state_dims[-1])
+    return values
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
 
 
 def check_callables(dynamics: Any, cost: Any) -> None:

@@ -145,7 +145,7 @@ class Program:
         failed, finite = torch.empty(B, dtype=I64), torch.empty(B, dtype=I64)
         arrays = (None,) * 5 if given is None else tuple(given[:5])
         inputs = (*arrays, table, xs, us, gaps, damping, None if full is None else full.to(I64))
-        outputs = (k, K, vx, vxx, slope, curvature, residual, failed, finite)
+        outputs = (k, K, vx, vxx, None, None, None, slope, curvature, residual, failed, finite)
         call = abi.SweepCall(*map(address, inputs), int(on_state), *map(address, outputs))
         self.call("ocp_sweep", addressof(call))
         return Sweep(Policy(k, K), vx, vxx, slope, curvature, residual, failed), finite

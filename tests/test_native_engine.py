@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import cartpoles, rich
+from models import cartpoles, rich, single
 from references import close
 from swing import swing
 
@@ -174,3 +174,32 @@ def test_without_a_compiler_problems_are_solved_eagerly(monkeypatch, tmp_path):
     with pytest.warns(RuntimeWarning, match="compiler"):
         solution = ocp.solve(problem)
     assert solution.engine == "eager" and solution.converged
+
+
+def test_trajectories_are_judged_as_by_the_eager_engine():
+    """A batch with definite, nearly singular and indefinite second-order models."""
+    cost = ocp.FunctionCost(
+        lambda x, u, t, p: p["w"] * u @ u + 0.1 * x[0] * u[0], lambda x, p: (x[0] ** 2 - 1) ** 2
+    )
+    f = lambda x, u, t, p: torch.stack((x[0] + torch.sin(u[0]), x[1] + x[0] * u[0]))
+    x0 = torch.tensor([[0.0, 0.1], [0.9, 0.0], [0.05, 1.0], [1.1, 0.3], [1.0, 0.0]], dtype=F64)
+    weights = torch.tensor([1.0, 1.0, 0.5, 0.0, 2.0], dtype=F64)
+    problem = ocp.Problem(f, cost, x0, 4, 1, per_problem={"w": weights})
+    for row in (None, 0, 1):
+        one = problem if row is None else single(problem, row)
+        eager, native = engines.make(one, "eager"), engines.make(one, "native")
+        us = 0.1 * torch.randn(
+            4, one.batch, 1, dtype=F64, generator=torch.Generator().manual_seed(0)
+        )
+        xs = eager.rollout(us)
+        a, b = eager.appraise(xs, us), native.appraise(xs, us)
+        assert a.indefinite.tolist() == b.indefinite.tolist()
+        assert a.sweep.failed.tolist() == b.sweep.failed.tolist()
+        if row is None:
+            assert bool((a.indefinite >= 0).any()) and bool((a.indefinite < 0).any())
+        for name in ("vx", "vxx", "slope", "curvature", "residual"):
+            close(getattr(b.sweep, name), getattr(a.sweep, name), 1e-9)
+        for ours, theirs in zip(b.sweep.policy, a.sweep.policy, strict=True):
+            close(ours, theirs, 1e-9)
+        close(b.costates, a.costates, 1e-12)
+        close(b.hus, a.hus, 1e-12)

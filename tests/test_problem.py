@@ -164,3 +164,26 @@ def test_a_stage_in_a_list_that_does_not_fit_is_named():
     stages[1] = stages[1]._replace(A=stages[1].A.T)
     with pytest.raises(ValueError, match="at stage 1 has shape"):
         references.lq_problem(stages, Q_final, q_final, x0)
+
+
+def test_other_data_of_the_same_form_are_checked_without_trying_the_functions():
+    problem, calls = rich(batch=2), []
+    f = problem.dynamics
+    counted = problem.replace(dynamics=lambda x, u, t, p: calls.append(0) or f(x, u, t, p))
+    made = len(calls)
+    mass = torch.tensor([2.0, 3.0], dtype=F64)
+    other = counted.replace(x0=counted.x0 + 1, per_problem={"mass": mass}, goal=[0.0, 1.0, 2.0])
+    assert len(calls) == made
+    assert torch.equal(other.x0, problem.x0 + 1) and torch.equal(other.per_problem["mass"], mass)
+    assert other.goal.tolist() == [0.0, 1.0, 2.0] and counted.goal is None
+    assert not torch.equal(counted.x0, other.x0)
+    for bad in (
+        {"x0": torch.full((2, 3), torch.nan)},
+        {"per_problem": {"mass": torch.ones(3)}},
+        {"parameters": {"gain": 1.0}},  # the reference is missing
+        {"goal": [0.0]},
+    ):
+        with pytest.raises(ValueError):
+            counted.replace(**bad)
+    with pytest.raises(TypeError, match="float32"):  # another dtype: the functions are tried again
+        counted.replace(x0=torch.zeros(2, 3))

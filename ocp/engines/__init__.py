@@ -3,11 +3,21 @@
 import os
 import warnings
 
-from ocp.engines.base import Engine, Expansion, Policy, Sweep, Trials
+from ocp.engines.base import Engine, Expansion, Policy, Prepared, Recipe, Sweep, Trials
 from ocp.engines.eager import Eager
 from ocp.problem import Problem
 
-__all__ = ["Eager", "Engine", "Expansion", "Policy", "Sweep", "Trials", "make"]
+__all__ = [
+    "Eager",
+    "Engine",
+    "Expansion",
+    "Policy",
+    "Prepared",
+    "Recipe",
+    "Sweep",
+    "Trials",
+    "make",
+]
 
 
 def make(problem: Problem, name: str = "auto") -> Engine:

@@ -75,6 +75,19 @@ class Sweep(NamedTuple):
     failed: Tensor  # (B,) int: last stage with Q_uu not positive definite on free controls; -1 none
 
 
+class Appraisal(NamedTuple):
+    """A trajectory without gaps, judged without damping: what a certificate needs.
+
+    Of the models whose Q_uu is definite on free controls the first in: second order; that damped
+    at the level of rounding; Gauss-Newton.
+    """
+
+    sweep: Sweep
+    costates: Stages  # (B, n), T + 1 of them
+    hus: Stages  # (B, m): H_u along them
+    indefinite: Tensor  # (B,) int: last stage at which both second-order Q_uu are not; or -1
+
+
 class Trials(NamedTuple):
     xs: Stages  # (A, B, n), T + 1 of them
     us: Stages  # (A, B, m)
@@ -90,6 +103,22 @@ class Recipe(NamedTuple):
     limits: tuple[float, ...]  # `Limits`
 
 
+class Prepared(Protocol):
+    """A few iterations again and again, see `ocp.RecedingHorizon`."""
+
+    xs: Tensor  # (T + 1, B, n), (T, B, m), (T, B, m, n): a trajectory and its feedback
+    us: Tensor
+    K: Tensor
+    plan: list[Tensor]  # the same three, shifted: what the last call began from
+    status: Tensor  # (B,)
+
+    def load(self, xs: Tensor, us: Tensor, K: Tensor) -> None:
+        """What the next call begins from."""
+
+    def __call__(self, engine: Any) -> bool:
+        """Shift, roll out, iterate; False where pieces have to be asked for instead."""
+
+
 class Engine(Protocol):
     """The computations a solver is made of. All are batched; none changes its arguments."""
 
@@ -103,6 +132,7 @@ class Engine(Protocol):
     def curvature(self, xs: Stages, us: Stages) -> SecondOrder: ...
     def curvature_along(self, xs: Stages, us: Stages, ps: Stages) -> SecondOrder: ...
     def costates(self, expansion: Expansion) -> tuple[Stages, Stages]: ...
+    def appraise(self, xs: Stages, us: Stages) -> Appraisal: ...
     def linear_rollout(
         self, expansion: Expansion, policy: Policy, gaps: Stages | None
     ) -> tuple[Stages, Stages]: ...
@@ -121,3 +151,7 @@ class Engine(Protocol):
     def iterate(self, state: Any, recipe: Recipe, most: int) -> Any:
         """A solver's `State` after up to ``most`` iterations; None if the engine has none to make:
         the solver then asks for the pieces."""
+
+    def prepare(self, recipe: Recipe, damping: float, steps: int, shift: int) -> Prepared | None:
+        """`iterate` for many solves of one form, each from the plan of the one before; None if it
+        has nothing of the kind."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,10 +11,20 @@ from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from ocp.engines import riccati
-from ocp.engines.base import Curvature, Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
+from ocp.engines.base import (
+    Appraisal,
+    Curvature,
+    Expansion,
+    Policy,
+    Prepared,
+    Recipe,
+    SecondOrder,
+    Sweep,
+    Trials,
+)
 from ocp.engines.indexing import ComputedIndices
 from ocp.problem import Problem, Stages
-from ocp.stages import each, earlier, later, pack
+from ocp.stages import each, earlier, largest, later, pack
 
 CHUNK = 32_768  # samples in one call for derivatives: bounds memory, costs nothing below
 TABLE = 2_048  # contractions a stage up to which all stages are done ahead, see `Eager.curvature`
@@ -32,12 +43,14 @@ class Eager:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        T, device = problem.horizon, problem.x0.device
-        self.ts: Sequence[Any] = (
-            range(T) if problem.stagewise else torch.arange(T, device=device).unbind()
-        )
         self._data: dict[int, dict[str, Tensor]] = {}
         self._dims = {k: None for k in problem.parameters} | {k: 0 for k in problem.per_problem}
+
+    @cached_property
+    def ts(self) -> Sequence[Any]:
+        """What the user's functions get as t."""
+        T, device = self.problem.horizon, self.problem.x0.device
+        return range(T) if self.problem.stagewise else torch.arange(T, device=device).unbind()
 
     # -- the model along a trajectory ----------------------------------------------------------
     @torch.no_grad()
@@ -150,6 +163,26 @@ class Eager:
         """p and H_u, see `riccati.costates`."""
         return riccati.costates(expansion)
 
+    def appraise(self, xs: Stages, us: Stages) -> Appraisal:
+        """See `Appraisal`.
+
+        A Q_uu that is singular to rounding (a singular arc) is no saddle: it is judged again with
+        a damping at the level of rounding.
+        """
+        expansion, curvature = self.expand(xs, us), self.curvature(xs, us)
+        ps, hus = self.costates(expansion)
+        zero = torch.zeros_like(expansion.phix[:, 0])
+        sweep = self.sweep(expansion, us, None, zero, curvature)
+        if bool((sweep.failed < 0).all()):
+            return Appraisal(sweep, ps, hus, sweep.failed)
+        size = largest(each(lambda H: H.abs().flatten(-2), expansion.lzz))
+        tiny = torch.finfo(zero.dtype).eps ** 0.5 * size.clamp_min(torch.finfo(zero.dtype).tiny)
+        nearly = self.sweep(expansion, us, None, tiny, curvature)
+        sweep = riccati.merge(sweep.failed < 0, sweep, nearly)
+        gauss_newton = self.sweep(expansion, us, None, zero, None)
+        sweep = riccati.merge(sweep.failed < 0, sweep, gauss_newton)
+        return Appraisal(sweep, ps, hus, nearly.failed)
+
     def linear_rollout(
         self, expansion: Expansion, policy: Policy, gaps: Stages | None
     ) -> tuple[Stages, Stages]:
@@ -187,6 +220,10 @@ class Eager:
 
     def iterate(self, state: Any, recipe: Recipe, most: int) -> None:
         """Iterations are the solver's business here."""
+
+    def prepare(self, recipe: Recipe, damping: float, steps: int, shift: int) -> Prepared | None:
+        """There is nothing to set up beforehand."""
+        return None
 
     # -- batching ------------------------------------------------------------------------------
     def data(self, samples: int) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ocp.engines.base import Curvature, Expansion, Policy, Sweep
 from ocp.engines.box_qp import box_qp
 from ocp.problem import Stages
-from ocp.stages import pack
+from ocp.stages import each, pack, where
 
 
 def matvec(A: Tensor, v: Tensor) -> Tensor:
@@ -124,7 +124,9 @@ def projected(qu: Tensor, limits: tuple[Tensor, Tensor] | None) -> Tensor:
     """Largest ``|u - clip(u - Q_u, lo, hi)|``: (B,)."""
     if limits is not None:
         qu = torch.minimum(torch.maximum(-qu, limits[0]), limits[1])
-    return torch.nn.functional.pad(qu.abs(), (0, 1)).amax(dim=-1)
+    if qu.shape[-1] == 0:
+        return qu.new_zeros(qu.shape[:-1])
+    return qu.abs().amax(dim=-1)
 
 
 def costates(expansion: Expansion) -> tuple[Stages, Stages]:
@@ -159,3 +161,18 @@ def linear_rollout(
         dus.append(du)
     uniform = isinstance(expansion.fz, Tensor)
     return pack(dxs, uniform), pack(dus, uniform)
+
+
+def merge(mask: Tensor, a: Sweep, b: Sweep) -> Sweep:
+    """Problem by problem: a where the mask holds, else b."""
+
+    def matrices(p: Stages, q: Stages) -> Stages:
+        return each(lambda v, w: torch.where(mask[:, None, None], v, w), p, q)
+
+    assert a.policy.K is not None and b.policy.K is not None
+    return Sweep(
+        Policy(where(mask, a.policy.k, b.policy.k), matrices(a.policy.K, b.policy.K)),
+        where(mask, a.vx, b.vx),
+        matrices(a.vxx, b.vxx),
+        *(torch.where(mask, p, q) for p, q in zip(a[3:], b[3:], strict=True)),
+    )

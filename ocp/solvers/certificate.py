@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ocp import layout
-from ocp.engines import Engine, Expansion, Sweep
+from ocp.engines import Engine, Sweep
 from ocp.engines.riccati import projected
 from ocp.problem import Problem, Stages
 from ocp.solution import Policy, Solution, Status, Value
-from ocp.stages import each, largest, where
+from ocp.stages import each, largest
 
 if TYPE_CHECKING:
     from ocp.solvers.loop import Solver, State
@@ -30,50 +30,10 @@ class Certificate(NamedTuple):
 
 def certify(engine: Engine, xs: Stages, us: Stages) -> Certificate:
     """One undamped sweep, second order where that is definite, and the costates."""
-    expansion, gaps = engine.expand(xs, us), engine.gaps(xs, us)
-    ps, hus = engine.costates(expansion)
-    sweep, indefinite = undamped(engine, expansion, xs, us)
-    return Certificate(
-        sweep,
-        ps,
-        largest_projected(engine.problem, hus, us),
-        largest(each(torch.abs, gaps)),
-        indefinite,
-    )
-
-
-def undamped(engine: Engine, expansion: Expansion, xs: Stages, us: Stages) -> tuple[Sweep, Tensor]:
-    """Second order where definite, else Gauss-Newton; and the stage where it is indefinite.
-
-    A Q_uu that is singular to rounding (a singular arc) is no saddle: it is judged again with a
-    damping at the level of rounding.
-    """
-    curvature = engine.curvature(xs, us)
-    zero = torch.zeros_like(expansion.phix[:, 0])
-    sweep = engine.sweep(expansion, us, None, zero, curvature)
-    if bool((sweep.failed < 0).all()):
-        return sweep, sweep.failed
-    size = largest(each(lambda H: H.abs().flatten(-2), expansion.lzz))
-    tiny = torch.finfo(zero.dtype).eps ** 0.5 * size.clamp_min(torch.finfo(zero.dtype).tiny)
-    nearly = engine.sweep(expansion, us, None, tiny, curvature)
-    sweep = merge(sweep.failed < 0, sweep, nearly)
-    gauss_newton = engine.sweep(expansion, us, None, zero, None)
-    return merge(sweep.failed < 0, sweep, gauss_newton), nearly.failed
-
-
-def merge(mask: Tensor, a: Sweep, b: Sweep) -> Sweep:
-    """Problem by problem: a where the mask holds, else b."""
-
-    def matrices(p: Stages, q: Stages) -> Stages:
-        return each(lambda v, w: torch.where(mask[:, None, None], v, w), p, q)
-
-    assert a.policy.K is not None and b.policy.K is not None
-    return Sweep(
-        type(a.policy)(where(mask, a.policy.k, b.policy.k), matrices(a.policy.K, b.policy.K)),
-        where(mask, a.vx, b.vx),
-        matrices(a.vxx, b.vxx),
-        *(torch.where(mask, p, q) for p, q in zip(a[3:], b[3:], strict=True)),
-    )
+    sweep, ps, hus, indefinite = engine.appraise(xs, us)
+    residual = largest_projected(engine.problem, hus, us)
+    gap = largest(each(torch.abs, engine.gaps(xs, us)))
+    return Certificate(sweep, ps, residual, gap, indefinite)
 
 
 def largest_projected(problem: Problem, gradient: Stages, us: Stages) -> Tensor:
@@ -96,16 +56,10 @@ def conclude(solver: Solver, problem: Problem, state: State) -> Solution:
 
     engine = state.engine
     certificate = certify(engine, state.xs, state.us)
-    ended = torch.zeros_like(state.status, dtype=torch.bool)
-    for code in (Status.CONVERGED, Status.PRECISION, Status.STALLED):
-        ended = ended | (state.status == code)
-    tolerance = solver.rules.tolerances(state.cost.dtype)[0]
-    stationary = (state.status == Status.CONVERGED) | (certificate.sweep.residual <= tolerance)
-    saddle = (certificate.indefinite >= 0) & ended & stationary
-    status = torch.where(saddle, torch.full_like(state.status, int(Status.SADDLE)), state.status)
-    state = state._replace(status=status)
+    if bool((certificate.indefinite >= 0).any()):
+        state = state._replace(status=with_saddles(solver, state, certificate))
     texts = messages(solver, state, certificate)
-    codes = [Status(s) for s in status.tolist()]
+    codes = [Status(s) for s in state.status.tolist()]
     out = lambda s: layout.stages_out(problem, s)
     single = lambda v: layout.batch_out(problem, v)
     split = lambda s: layout.stages_out(problem, s, per_sample=True)
@@ -115,7 +69,7 @@ def conclude(solver: Solver, problem: Problem, state: State) -> Solution:
     if problem.lower is not None and problem.upper is not None:
         bounds = {"lower": flat_bound(problem.lower), "upper": flat_bound(problem.upper)}
     history = {
-        key: layout.rows_out(problem, torch.cat([block[key] for block in state.rows]))
+        key: layout.rows_out(problem, joined([block[key] for block in state.rows]))
         for key in (state.rows or ({},))[0]
     }
     return Solution(
@@ -141,6 +95,21 @@ def conclude(solver: Solver, problem: Problem, state: State) -> Solution:
         engine=engine.name,
         problem_name=problem.name,
     )
+
+
+def with_saddles(solver: Solver, state: State, certificate: Certificate) -> Tensor:
+    """The status, SADDLE for what ended where Q_uu is indefinite."""
+    ended = torch.zeros_like(state.status, dtype=torch.bool)
+    for code in (Status.CONVERGED, Status.PRECISION, Status.STALLED):
+        ended = ended | (state.status == code)
+    tolerance = solver.rules.tolerances(state.cost.dtype)[0]
+    stationary = (state.status == Status.CONVERGED) | (certificate.sweep.residual <= tolerance)
+    saddle = (certificate.indefinite >= 0) & ended & stationary
+    return torch.where(saddle, int(Status.SADDLE), state.status)
+
+
+def joined(blocks: list[Tensor]) -> Tensor:
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 def flat_bound(bound: Stages) -> Any:

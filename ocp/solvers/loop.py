@@ -51,6 +51,7 @@ class State(NamedTuple):
     sweeps: Tensor
     residual: Tensor
     rows: tuple[dict[str, Tensor], ...]  # the history: blocks of k steps, (k, B) each
+    feedback: Stages | None = None  # (B, m, n): K of the last backward pass, if it gives one
     memory: Tensor | None = None  # (k, B, ...): what a method keeps of earlier steps
 
     @property
@@ -126,10 +127,9 @@ class Solver:
                 problem.lower,
                 problem.upper,
             )
-        gaps = None
+        gaps, gap = None, problem.x0.new_zeros(problem.batch)
         if states is None:
             xs = engine.rollout(us)
-            gap = torch.zeros_like(us[0].sum(dim=-1))
         elif self.accepts_gaps:
             xs = layout.states_in(problem, states)
             gaps = engine.gaps(xs, us)
@@ -137,10 +137,8 @@ class Solver:
         else:
             raise ValueError(f"method {self.name!r} rolls its controls out: it takes no states.")
         cost = engine.total_cost(xs, us)
-        fine = torch.isfinite(cost) & torch.isfinite(gap) & finite(xs)
-        zero = torch.zeros_like(cost)
+        fine = torch.isfinite(cost + gap) & finite(xs)
         count = torch.zeros_like(cost, dtype=torch.int64)
-        status = torch.where(fine, int(Status.RUNNING), int(Status.NON_FINITE)) + count
         return State(
             engine=engine,
             xs=xs,
@@ -150,15 +148,15 @@ class Solver:
             cost=cost,
             gap=gap,
             start_cost=cost,
-            damping=zero + self.rules.damping_start,
-            penalty=zero,
-            second_order=(zero > 0) | self.starts_second_order,
+            damping=torch.full_like(cost, self.rules.damping_start),
+            penalty=torch.zeros_like(cost),
+            second_order=torch.full_like(fine, self.starts_second_order),
             weak=count,
-            status=status,
+            status=torch.where(fine, int(Status.RUNNING), int(Status.NON_FINITE)),
             iterations=count,
             rollouts=count,
             sweeps=count,
-            residual=zero + torch.inf,
+            residual=torch.full_like(cost, torch.inf),
             rows=(),
         )
 
@@ -173,6 +171,10 @@ class Solver:
         trials = engine.follow(state.xs, state.us, state.gaps, direction.policy, sizes)
         record = self.record(state, expansion, direction, trials)
         return advance(state, direction, trials, self.decide(record, sizes))
+
+    def recipe(self, state: State) -> engines.Recipe | None:
+        """What an engine that makes whole iterations has to know; None: it cannot make them."""
+        return None
 
     def steps(self, problem: Problem, state: State, most: int) -> State:
         """At least one and up to ``most`` iterations: one, unless the engine makes many at once."""
@@ -252,6 +254,7 @@ def advance(state: State, direction: Direction, trials: Trials, decision: Decisi
         sweeps=state.sweeps + one * direction.sweeps,
         residual=torch.where(running, direction.residual, state.residual),
         rows=(*state.rows, {name: value[None] for name, value in row.items()}),
+        feedback=direction.policy.K,
         memory=direction.memory,
     )
 

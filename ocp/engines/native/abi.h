@@ -71,9 +71,39 @@ struct SweepCall {
   Int on_state;          // the damping is on V_xx
   Real *k, *K;           // out: (T, B, m), (T, B, m, n)
   Real *vx, *vxx;        // out, optional: (T + 1, B, n), (T + 1, B, n, n)
+  Real *p, *hu;          // out, optional: costates (T + 1, B, n), H_u along them (T, B, m)
+  Int* indefinite;       // out, with p: (B,) see `appraise`
   Real *slope, *curvature, *residual;  // out: (B,)
   Int *failed, *finite;  // out: (B,); finite: 1 where all derivatives that were used are
 };
+
+// Second order; where that is not definite, the same damped at the level of rounding; where that is
+// not either, Gauss-Newton, and `indefinite` is the stage. What `Eager.appraise` does.
+template <class V> OCP_FN Promise<V> appraise(Pass<V>& pass, Group<V>& g, V& indefinite) {
+  Promise<V> promise = sweep(pass, g);
+  MaskOf<V> failed = promise.failed >= V(0);
+  if (any(failed)) {
+    V size = V(0);
+    StageOf<V> own;
+    for (Int t = team_rank(); t < g.data->T; t += team_size()) {
+      const StageOf<V>& s = g.stage(t, own);
+      for (const V& entry : s.H) size = max_(size, abs_(entry));
+    }
+    size = team_max(size);
+    const V rounding = V(sizeof(Real) == 8 ? 1.4901161193847656e-08 : 3.4526698300124393e-04);
+    const V least = V(sizeof(Real) == 8 ? 2.2250738585072014e-308 : 1.1754943508222875e-38);
+    pass.damping = select(failed, rounding * max_(size, least), V(0));
+    promise = sweep(pass, g);
+    failed = promise.failed >= V(0);
+  }
+  indefinite = promise.failed;
+  if (any(failed)) {
+    pass.damping = select(failed, V(0), pass.damping);
+    pass.full = pass.full & !failed;
+    promise = sweep(pass, g);
+  }
+  return promise;
+}
 
 template <class V>
 OCP_FN void sweep_group(
@@ -98,14 +128,23 @@ OCP_FN void sweep_group(
     pass.vx = arena.template take<V>((T + 1) * n);
     pass.vxx = arena.template take<V>((T + 1) * n * n);
   }
+  if (call.p) {
+    pass.p = arena.template take<V>((T + 1) * n);
+    pass.hu = arena.template take<V>(T * m);
+  }
   g.given = call.given.fz || call.given.table ? &call.given : nullptr;
   g.begin();
-  const Promise<V> promise = sweep(pass, g);
+  V indefinite = V(-1);
+  const Promise<V> promise = call.p ? appraise(pass, g, indefinite) : sweep(pass, g);
   scatter(g.k, T, B, m, g.rows, count, call.k);
   scatter(g.K, T, B, m * n, g.rows, count, call.K);
   if (call.vx) {
     scatter(pass.vx, T + 1, B, n, g.rows, count, call.vx);
     scatter(pass.vxx, T + 1, B, n * n, g.rows, count, call.vxx);
+  }
+  if (call.p) {
+    scatter(pass.p, T + 1, B, n, g.rows, count, call.p);
+    scatter(pass.hu, T, B, m, g.rows, count, call.hu);
   }
   for (int l = 0; l < count; ++l) {
     const Int b = g.rows[l];
@@ -114,6 +153,7 @@ OCP_FN void sweep_group(
     call.residual[b] = get(promise.residual, l);
     call.failed[b] = Int(get(promise.failed, l));
     call.finite[b] = get(g.residue, l) == 0;
+    if (call.p) call.indefinite[b] = Int(get(indefinite, l));
   }
 }
 

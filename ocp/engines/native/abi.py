@@ -29,7 +29,7 @@ class SweepCall(Structure):
 
     _fields_ = fields(
         "fz:p lz:p lzz:p phix:p phixx:p table:p xs:p us:p gaps:p damping:p full:p on_state:i "
-        "k:p K:p vx:p vxx:p slope:p curvature:p residual:p failed:p finite:p"
+        "k:p K:p vx:p vxx:p p:p hu:p indefinite:p slope:p curvature:p residual:p failed:p finite:p"
     )
 
 
@@ -44,7 +44,7 @@ class Iterate(Structure):
 
     _fields_ = fields(
         "steps:i method:i on_state:i step_sizes:p xs:p us:p gaps:p reals:p counts:p rows:p "
-        "taken:p handed:p limits:p"
+        "taken:p handed:p limits:p K:p"
     )
 
 

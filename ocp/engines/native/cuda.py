@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ocp.engines.base import Recipe
 from ocp.engines.native import abi, grid
 from ocp.engines.native.compiled import Compiled
 from ocp.engines.native.engine import Native, address
@@ -25,8 +26,7 @@ class Cuda(Native):
 
     def call(self, entry: str, *arguments: Any) -> None:
         if self.work is None:
-            self.work = self.room()
-            self.data_block.work = self.work.data_ptr()
+            self.use(self.room())
         lines = arguments[0] if entry == "ocp_total_cost" else 0
         size = grid.blocks(self.form, entry, self.data_block, lines)
         ready = [address(a) if a is None or isinstance(a, Tensor) else a for a in arguments]
@@ -49,3 +49,6 @@ class Cuda(Native):
         most = int(taken.max())
         self.call("ocp_fill_rows", request, most)
         return most
+
+    def prepare(self, recipe: Recipe, damping: float, steps: int, shift: int) -> None:
+        """Calls set up beforehand save microseconds of Python: on the CPU alone."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from ctypes import Structure, addressof, byref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ocp.engines.base import Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
+from ocp.engines.base import Appraisal, Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
 from ocp.engines.eager import Eager
 from ocp.engines.native import abi
 from ocp.engines.native.compiled import Compiled, compiled_for, forget
 from ocp.engines.native.sources import Changed
 from ocp.problem import Problem, Stages
+
+if TYPE_CHECKING:
+    from ocp.engines.native.prepared import Prepared
 
 INT = torch.int64
 
@@ -42,13 +46,17 @@ class Native(Eager):
     def call(self, entry: str, *arguments: Any) -> Any:
         if self.work is None:
             size = self.library.ocp_work_bytes(byref(self.data_block))
-            self.work = torch.empty(size, dtype=torch.uint8)
-            self.data_block.work = self.work.data_ptr()
+            self.use(torch.empty(size, dtype=torch.uint8))
         return getattr(self.library, entry)(addressof(self.data_block), *map(word, arguments))
 
     def iterations(self, request: abi.Iterate, taken: Tensor) -> int:
         """Runs ``ocp_iterate``; the most steps that a problem took."""
         return int(self.call("ocp_iterate", request))
+
+    def use(self, work: Tensor) -> None:
+        """As work memory, that of an engine of another problem of the same form for instance."""
+        self.work = work
+        self.data_block.work = work.data_ptr()
 
     def new(self, *shape: int) -> Tensor:
         return self.x0.new_empty(shape)
@@ -142,19 +150,33 @@ class Native(Eager):
     ) -> Sweep:
         if curvature is not None and not isinstance(curvature, SecondOrder):
             return super().sweep(expansion, us, gaps, damping, curvature, on_state)
-        T, B, n, m = self.sizes
+        B = self.problem.batch
         given = [dense(v) for v in expansion[:5]]
         full = table = states = None
         if curvature is not None:
             every = self.integers(B).fill_(1)
             full = every if curvature.full is None else curvature.full.to(INT)
             table, states = optional(curvature.table), dense(curvature.xs)
+        arrays = (*given, table, states, dense(us), optional(gaps), damping.contiguous(), full)
+        return self._sweep(arrays, on_state)
+
+    def appraise(self, xs: Stages, us: Stages) -> Appraisal:
+        T, B, n, m = self.sizes
+        ps, hus = self.new(T + 1, B, n), self.new(T, B, m)
+        damping, full = self.new(B).zero_(), self.integers(B).fill_(1)
+        indefinite = self.integers(B)
+        arrays = (*(None,) * 6, dense(xs), dense(us), None, damping, full)
+        sweep = self._sweep(arrays, False, ps, hus, indefinite)
+        return Appraisal(sweep, ps, hus, indefinite)
+
+    def _sweep(self, arrays: tuple[Tensor | None, ...], on_state: bool, *judged: Tensor) -> Sweep:
+        """Arrays as in `abi.SweepCall`; ``judged``: costates, H_u and the indefinite stage."""
+        T, B, n, m = self.sizes
         k, K = self.new(T, B, m), self.new(T, B, m, n)
         vx, vxx = self.new(T + 1, B, n), self.new(T + 1, B, n, n)
-        slope, bend, residual = self.new(3, B)
-        failed, finite = self.integers(2, B)
-        arrays = (*given, table, states, dense(us), optional(gaps), damping.contiguous(), full)
-        results = k, K, vx, vxx, slope, bend, residual, failed, finite
+        slope, bend, residual = self.new(3, B).unbind()
+        failed, finite = self.integers(2, B).unbind()
+        results = k, K, vx, vxx, *(judged or (None,) * 3), slope, bend, residual, failed, finite
         pointers = [*map(address, arrays), int(on_state), *map(address, results)]
         self.call("ocp_sweep", abi.SweepCall(*pointers))
         return Sweep(Policy(k, K), vx, vxx, slope, bend, residual, failed)
@@ -178,16 +200,17 @@ class Native(Eager):
         """The loop of iLQR and DDP in one call; the decisions are the compiled `decide`."""
         if recipe.trials != self.info.trials:
             return None
-        B = self.problem.batch
+        T, B, n, m = self.sizes
         copies = [dense(v).clone() for v in (state.xs, state.us)]
         gaps = None if state.gaps is None else dense(state.gaps).clone()
         reals = torch.stack([getattr(state, k) for k in abi.REALS])
         counts = torch.stack([getattr(state, k).to(INT) for k in abi.COUNTS])
         rows = self.new(most, len(abi.ROWS), B)
-        limits = self.x0.new_tensor(recipe.limits)
-        sizes = 0.5 ** torch.arange(recipe.trials, dtype=limits.dtype, device=limits.device)
-        taken, handed = self.integers(2, B)
-        arrays = (*copies, gaps, reals, counts, rows, taken, handed, limits)
+        limits, sizes = recipe_numbers(recipe, self.x0.dtype, self.x0.device)
+        taken, handed = self.integers(2, B).unbind()
+        before = state.feedback  # of problems that do not run any more
+        K = self.new(T, B, m, n).zero_() if before is None else dense(before).clone()
+        arrays = (*copies, gaps, reals, counts, rows, taken, handed, limits, K)
         modes = recipe.second_order, int(recipe.on_state)
         request = abi.Iterate(most, *modes, address(sizes), *map(address, arrays))
         steps = self.iterations(request, taken)
@@ -202,7 +225,13 @@ class Native(Eager):
             gaps = None
         xs, us = copies
         rows_now = (*state.rows, {**block, **flags})
-        return state._replace(xs=xs, us=us, gaps=gaps, rows=rows_now, **numbers)
+        return state._replace(xs=xs, us=us, gaps=gaps, feedback=K, rows=rows_now, **numbers)
+
+    def prepare(self, recipe: Recipe, damping: float, steps: int, shift: int) -> Prepared | None:
+        from ocp.engines.native.prepared import Prepared
+
+        known = recipe.trials == self.info.trials
+        return Prepared(self, recipe, damping, steps, shift) if known else None
 
 
 def make_native(problem: Problem) -> Native:
@@ -231,6 +260,15 @@ def word(value: Any) -> int:
     if isinstance(value, Structure):
         return addressof(value)
     return value if isinstance(value, int) else address(value)
+
+
+@functools.lru_cache(maxsize=16)
+def recipe_numbers(
+    recipe: Recipe, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Its limits, and the step sizes 1, 1/2, ...."""
+    limits = torch.tensor(recipe.limits, dtype=dtype, device=device)
+    return limits, 0.5 ** torch.arange(recipe.trials, dtype=dtype, device=device)
 
 
 def address(value: Tensor | None) -> int:

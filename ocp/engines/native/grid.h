@@ -34,16 +34,22 @@ OCP_FN void team_sync() {
   if constexpr (single) __syncthreads();
 }
 
-// The sum of what the threads of a team have, in the same order whatever the order of threads.
-OCP_FN Real team_sum(Real own) {
+// What the threads of a team have, joined in the order of their ranks: the same for all of them.
+template <class Join> OCP_FN Real team_joined(Real own, Join join) {
   if constexpr (!single) return own;
   __shared__ Real parts[team];
   parts[threadIdx.x] = own;
   __syncthreads();
-  Real sum = 0;
-  for (int i = 0; i < team; ++i) sum += parts[i];
+  Real all = parts[0];
+  for (int i = 1; i < team; ++i) all = join(all, parts[i]);
   __syncthreads();
-  return sum;
+  return all;
+}
+OCP_FN Real team_sum(Real own) {
+  return team_joined(own, [](Real a, Real b) { return a + b; });
+}
+OCP_FN Real team_max(Real own) {
+  return team_joined(own, [](Real a, Real b) { return max_(a, b); });
 }
 
 // As a stride: no registers, unlike a number that each array would carry.

@@ -168,9 +168,10 @@ template <class V> struct Group {
     add_residue(residue, at_x, n);
     add_residue(residue, at_xx, n * n);
   }
-  OCP_METHOD const Stage<V>& stage(Int t, Stage<V>& own) {
-    if constexpr (single) return stages[t];
-    if (given) {
+  OCP_METHOD const StageOf<V>& stage(Int t, StageOf<V>& own) {
+    if constexpr (single) {
+      return stages[t];
+    } else if (given) {
       read_stage(t, own);
     } else {
       V at_x[n], at_u[m];
@@ -243,7 +244,8 @@ OCP_FN Int group_bytes(const Data& data) {
   Arena arena(nullptr);
   Group<Lane> group;
   group.place(data, arena);
-  arena.take<Lane>((data.T + 1) * (n + n * n));  // v_x and v_xx of the entry `ocp_sweep`
+  const Int sizes[] = {n, n * n, n, m};  // of a stage, see `sweep_group`
+  for (Int size : sizes) arena.take<Lane>((data.T + 1) * size);
   return Int(arena.next) + Int(Arena::alignment);
 }
 

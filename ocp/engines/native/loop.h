@@ -25,6 +25,7 @@ struct Iterate {
   Int* handed;             // (B,) out: 1 where the Gauss-Newton Q_uu is indefinite, which is the
                            // caller's to go on with; that step is not taken
   const Real* limits;      // (LIMITS,): what `Decide` compares with
+  Real* K;                 // (T, B, m, n) out, or null: feedback of the last backward pass
 };
 
 enum Number {
@@ -80,6 +81,7 @@ template <class V> OCP_FN void leave(Lanes<V>& w, int lane) {
   scatter_lane(g.x, T + 1, B, n, b, lane, call.xs);
   scatter_lane(g.u, T, B, m, b, lane, call.us);
   if (call.gaps) scatter_lane(g.gap, T, B, n, b, lane, call.gaps);
+  if (call.K) scatter_lane(g.K, T, B, m * n, b, lane, call.K);
   for (int i = 0; team_rank() == 0 && i < NUMBERS; ++i) {
     const Real value = get(w.numbers[i], lane);
     if (i < REALS) call.reals[i * B + b] = value;
@@ -111,7 +113,8 @@ template <class V> OCP_FN Direction<V> direction(Lanes<V>& w) {
   Direction<V> out;
   out.gaps = w.call->gaps && any(w.active & (w.numbers[GAP] > V(0)));
   Pass<V> pass = {g.data, g.u, out.gaps ? g.gap : nullptr, w.numbers[DAMPING],
-                     w.call->on_state != 0, second_order(w), g.k, g.K, nullptr, nullptr};
+                     w.call->on_state != 0, second_order(w), g.k, g.K, nullptr, nullptr,
+                  nullptr, nullptr};
   g.begin();
   MaskOf<V> failed = !always<V>(), dropping = failed;
   for (bool again = false;; again = true) {

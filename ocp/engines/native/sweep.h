@@ -301,6 +301,8 @@ template <class V> struct Pass {
   Array<V> K;        // [T][m][n]
   Array<V> vx;       // [T + 1][n] and [T + 1][n][n], or null
   Array<V> vxx;
+  Array<V> p;        // costates [T + 1][n], and H_u along them [T][m]; or null
+  Array<V> hu;
 };
 
 template <class V> OCP_FN void record_value(const Pass<V>& pass, Int t, const Value<V>& v) {
@@ -309,8 +311,20 @@ template <class V> OCP_FN void record_value(const Pass<V>& pass, Int t, const Va
   write<n * n>(v.xx, pass.vxx + t * n * n);
 }
 
-// Source gives `end(v_x, v_xx)`, `stage(t, room for it)` and `curve(t, v, full, H)`: v . f_zz of the lanes
-// in `full`, a lower triangle. `failed` of the result is the last stage with Q_uu not definite, or -1.
+// The costate at t, and H_u, from that at t + 1.
+template <class V> OCP_FN void record_costate(const Pass<V>& pass, Int t, const Stage<V>& s) {
+  V along[d];
+  OCP_UNROLL
+  for (int i = 0; i < d; ++i) along[i] = s.g[i];
+  OCP_UNROLL
+  for (int r = 0; r < n; ++r) add_row<d>(pass.p[(t + 1) * n + r], s.F + r * d, along);
+  write<n>(along, pass.p + t * n);
+  write<m>(along + n, pass.hu + t * m);
+}
+
+// Source gives `end(v_x, v_xx)`, `stage(t, room for it)` and `curve(t, v, full, H)`: v . f_zz of the
+// lanes in `full`, a lower triangle. `failed` of the result is the last stage with Q_uu not
+// definite, or -1.
 template <class V, class Source> OCP_FN Promise<V> sweep(const Pass<V>& pass, Source& source) {
   Value<V> v;
   Stage<V> own;
@@ -319,6 +333,7 @@ template <class V, class Source> OCP_FN Promise<V> sweep(const Pass<V>& pass, So
   source.end(v.x, v.xx);
   for (int i = 0; i < n; ++i) v.p[i] = v.x[i];
   record_value(pass, pass.data->T, v);
+  for (int i = 0; pass.p && i < n; ++i) pass.p[pass.data->T * n + i] = v.x[i];
   bool curved = any(pass.full);
   for (Int t = pass.data->T - 1; t >= 0; --t) {
     V k[m], K[m * n], uu[tri_size(m)], lo[m], hi[m];
@@ -330,6 +345,7 @@ template <class V, class Source> OCP_FN Promise<V> sweep(const Pass<V>& pass, So
     V bend[tri_size(d)];  // before the stage, while there is little else to keep in registers
     if (curved) source.curve(t, v.x, pass.full, bend);
     const Stage<V>& s = source.stage(t, own);
+    if (pass.p) record_costate(pass, t, s);
     quadratic(s, v, model);
     if (curved) add_row<tri_size(d)>(V(1), bend, model.Q);
     regularise(s, model, pass.damping, pass.on_state, uu, K);

@@ -13,7 +13,11 @@ namespace ocp {
 struct FullStage {
   Real F[n * d], g[d], H[d * d];
 };
+#if OCP_SINGLE
 template <class V> using StageOf = FullStage;
+#else
+template <class V> using StageOf = Stage<V>;
+#endif
 
 // What the threads of a sweep exchange, see team_sweep.h.
 struct TeamWork {

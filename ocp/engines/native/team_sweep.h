@@ -151,6 +151,17 @@ OCP_FN void team_record(const Pass<Real>& pass, Int t, const TeamWork& w) {
   each(n * n, [&](int i) { pass.vxx[t * n * n + i] = w.xx[i]; });
 }
 
+// As `record_costate`.
+OCP_FN void team_costate(const Pass<Real>& pass, Int t, const FullStage& s) {
+  each(d, [&](int i) {
+    Real along = s.g[i];
+    for (int r = 0; r < n; ++r) along += pass.p[(t + 1) * n + r] * s.F[r * d + i];
+    if (i < n) pass.p[t * n + i] = along;
+    else pass.hu[t * m + i - n] = along;
+  });
+  team_sync();
+}
+
 // v_x . f_zz of a stage into g.bend; null where the model has no such terms.
 OCP_FN const Real* team_curve(Group<Real>& g, Int t, bool full, const TeamWork& w) {
   if (!full) return nullptr;
@@ -167,9 +178,12 @@ OCP_FN Promise<Real> team_pass(const Pass<Real>& pass, Group<Real>& g, TeamWork&
   add_residue(g.residue, w.x, n);
   add_residue(g.residue, w.xx, n * n);
   team_record(pass, pass.data->T, w);
+  if (pass.p) each(n, [&](int i) { pass.p[pass.data->T * n + i] = w.x[i]; });
+  team_sync();
   for (Int t = pass.data->T - 1; t >= 0; --t) {
     const FullStage& s = g.stages[t];
     if (pass.gaps) team_gap(pass, t, w, promise);
+    if (pass.p) team_costate(pass, t, s);
     team_quadratic(s, team_curve(g, t, pass.full, w), w);
     team_regularise(pass, t, s, w);
     team_gains(w);
