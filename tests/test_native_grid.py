@@ -114,6 +114,17 @@ def test_pieces_equal_those_of_the_cpu(case):
         equal(*trials)
 
 
+def test_appraisals_equal_those_of_the_cpu(case):
+    p, ours, theirs = case
+    _, us, _ = trajectory(p)
+    for size in (0.2, 3.0):  # large controls make some second-order models indefinite
+        at = us * size
+        xs = theirs.rollout(at)
+        ours_now, theirs_now = (tuple(e.appraise(xs, at)) for e in (ours, theirs))
+        equal(tuple(ours_now[0])[1:], tuple(theirs_now[0])[1:])
+        equal(ours_now[1:], theirs_now[1:])
+
+
 @pytest.mark.parametrize("on_state", [False, True])
 def test_sweeps_equal_those_of_the_cpu(case, on_state):
     p, ours, theirs = case
