@@ -1,7 +1,8 @@
 """Problem-iterations a second of batches of cartpoles: RK4, n = 4, m = 1, T = 100.
 
-    python benchmarks/throughput.py [--device cpu,cuda] [--batches 1024,4096,16384] [--dtype float64]
-                                    [--method ilqr] [--steps 20] [--repeats 5] [--out F]
+    python benchmarks/throughput.py [--device cpu,cuda] [--batches 1024,16384]
+                                    [--dtype float64] [--method ilqr] [--steps 20]
+                                    [--repeats 5] [--out F]
 
 Every problem has an initial state of its own and starts from zero controls. The numbers count
 iterations that were made: a problem that has stopped adds none. Times are medians of wall time on a

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -95,7 +96,7 @@ def check_functions(problem: Problem, us: Sequence[Tensor]) -> tuple[int, ...]:
         if form not in seen:
             seen.add(form)
             for what, function in (("dynamics", problem.f), ("cost.stage", problem.l)):
-                check_batched(what, function, problem, x, u, stage)
+                check_call_batched(what, function, problem, x, u, stage)
                 check_graph(what, lambda x, u, t=stage, f=function: f(x, u, t, p), x, u)
         x = after.detach()
         sizes.append(x.shape[0])
@@ -103,7 +104,7 @@ def check_functions(problem: Problem, us: Sequence[Tensor]) -> tuple[int, ...]:
             sizes += [x.shape[0]] * (problem.horizon - 1)
             break
     check_scalar("cost.terminal", call("cost.terminal", problem.phi, x, p), x)
-    check_batched("cost.terminal", lambda x, u, t, p: problem.phi(x, p), problem, x, x[:0], 0)
+    check_call_batched("cost.terminal", lambda x, u, t, p: problem.phi(x, p), problem, x, x[:0], 0)
     check_graph("cost.terminal", lambda x, u: problem.phi(x, p), x, x[:0])
     return tuple(sizes)
 
@@ -230,7 +231,7 @@ def check_dtype(what: str, value: Tensor, x: Tensor) -> None:
 
 
 # -- batched -----------------------------------------------------------------------------------
-def check_batched(
+def check_call_batched(
     what: str, function: Callable[..., Any], problem: Problem, x: Tensor, u: Tensor, t: Any
 ) -> None:
     """Call under vmap: over states and data, then over t as well where t is a tensor."""
@@ -253,12 +254,17 @@ def check_batched(
         )
 
 
+_batched: weakref.WeakValueDictionary[tuple[int, str], Any] = weakref.WeakValueDictionary()
+
+
 # -- differentiated ----------------------------------------------------------------------------
 def check_graph(what: str, function: Callable[..., Tensor], x: Tensor, u: Tensor) -> None:
     """Refuse an entry that changes with an argument while its derivative is exactly zero.
 
     Judged at a point off symmetry, where a derivative that is exactly zero means no dependence;
     by columns of the Jacobian where that is large. Values that are not finite say nothing.
+
+    By plain autograd: the transforms of torch.func import PyTorch's compiler, which takes seconds.
     """
     n, z = x.shape[0], torch.cat((x, u))
     z = z + 1e-2 * (1 + z.abs()) * torch.sin(
@@ -270,18 +276,13 @@ def check_graph(what: str, function: Callable[..., Tensor], x: Tensor, u: Tensor
 
     def result(z: Tensor) -> Tensor:
         out = function(z[:n], z[n:]).reshape(-1)
-        return weights @ out if by_columns else out
+        return (weights @ out)[None] if by_columns else out
 
-    derivative = attempt(
-        f"the derivative of {what}", "near x0", grad(result) if by_columns else jacrev(result), z
-    )
+    derivative = attempt(f"the derivative of {what}", "near x0", partial(jacobian, result), z)
     if len(z) <= COLUMNS and not by_columns:
-
-        def weighted(z: Tensor) -> Tensor:
-            return weights @ result(z)
-
-        twice = vmap(jacrev(grad(weighted)))
-        attempt(f"the second derivative of {what}", "batched near x0", twice, z.expand(2, -1))
+        weighted = lambda z: (weights @ result(z))[None]
+        name = f"the second derivative of {what}"
+        attempt(name, "near x0", partial(jacobian, partial(jacobian, weighted, graph=True)), z)
     derivative = derivative.reshape(-1, len(z))
     count = min(len(z), COLUMNS if len(z) <= ENTRIES else 8)
     columns = torch.linspace(0, len(z) - 1, count, device=z.device).long()
@@ -303,3 +304,44 @@ def check_graph(what: str, function: Callable[..., Tensor], x: Tensor, u: Tensor
             f"{what}{which} changes with {name}, but autograd does not see it: remove .detach(), "
             ".data, .item(), float(...), torch.tensor(...), torch.no_grad and numpy from it."
         )
+
+
+def jacobian(function: Callable[[Tensor], Tensor], z: Tensor, graph: bool = False) -> Tensor:
+    """(k, d) of a function (d,) -> (k,) or (1, k); ``graph``: to be differentiated again."""
+    with torch.enable_grad():
+        z = z if graph else z.detach().requires_grad_()
+        out = function(z).reshape(-1)
+        rows = [
+            torch.autograd.grad(
+                y, z, create_graph=graph, retain_graph=True, materialize_grads=True
+            )[0]
+            if y.requires_grad
+            else torch.zeros_like(z)
+            for y in out.unbind()
+        ]
+    return torch.stack(rows)
+
+
+def check_batched(problem: Problem) -> None:
+    """Second derivatives under vmap, which the eager engine asks for; once for each function.
+
+    Raises:
+        ValueError: an operation of the user's does not allow them.
+    """
+    if problem.stagewise or problem.state_dims[0] + problem.control_dims[0] > COLUMNS:
+        return
+    x = problem.x0[0] if problem.x0.ndim == 2 else problem.x0
+    p = {**problem.parameters, **{k: v[0] for k, v in problem.per_problem.items()}}
+    n, t = len(x), torch.tensor(0, device=x.device)
+    z = torch.cat((x, x.new_zeros(problem.control_dims[0])))
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "dynamics": lambda z: problem.f(z[:n], z[n:], t, p).sum(),
+        "cost.stage": lambda z: problem.l(z[:n], z[n:], t, p),
+        "cost.terminal": lambda z: problem.phi(z[:n], p),
+    }
+    for what, function in functions.items():
+        owner = problem.dynamics if what == "dynamics" else problem.cost
+        if _batched.get((id(owner), what)) is not owner:
+            twice = vmap(jacrev(grad(function)))
+            attempt(f"the second derivative of {what}", "batched near x0", twice, z.expand(2, -1))
+            _batched[id(owner), what] = owner

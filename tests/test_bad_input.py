@@ -230,7 +230,6 @@ FUNCTIONS = [
         ["dynamics[2]", "x[1]"],
         in_f(lambda x, u, t: torch.cat((x[:2], x[2:] + x[1].detach() * x[2]))),
     ),
-    (["derivative of dynamics", "no second"], in_f(lambda x, u, t: OnceDifferentiable.apply(x))),
     (["cost", "FunctionCost", "tuple"], {"cost": (COST.stage, COST.terminal)}),
     (["cost", "class ACost"], {"cost": ACost}),
     (["cost", "no terminal"], {"cost": type("Half", (), {"stage": lambda s, x, u, t: x @ x})()}),
@@ -373,3 +372,9 @@ def test_the_same_functions_are_tried_once_and_other_data_of_another_form_again(
     assert len(calls) > first
     with pytest.raises(ValueError, match="needs"):
         problem.replace(dynamics=lambda x, u, t: x[:2])
+
+
+def test_the_eager_engine_refuses_what_has_no_second_derivative_under_vmap():
+    problem = ocp.Problem(lambda x, u, t: OnceDifferentiable.apply(x), COST, X0, 4, 2)
+    with pytest.raises(ValueError, match=r"second derivative of dynamics .* no second"):
+        ocp.solve(problem, engine="eager")

@@ -1,5 +1,10 @@
 """The native engine against the eager one: steps, solves, and when it steps aside."""
 
+import copy
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from models import cartpoles, rich, single
@@ -9,7 +14,7 @@ from swing import swing
 import ocp
 from ocp import Status, engines
 from ocp.engines.native import build
-from ocp.engines.native.compiled import Refused, compiled_for
+from ocp.engines.native.compiled import Refused, check, compiled_for
 from ocp.problems.registry import REGISTRY
 
 try:
@@ -203,3 +208,47 @@ def test_trajectories_are_judged_as_by_the_eager_engine():
             close(ours, theirs, 1e-9)
         close(b.costates, a.costates, 1e-12)
         close(b.hus, a.hus, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("f ", {"dynamics": lambda x, u, t: x * x * x + 1.001 * u}),
+        ("fz", {"dynamics": lambda x, u, t: x * x.detach() * x + u}),
+        ("lz", {"cost": ocp.FunctionCost(lambda x, u, t: x @ x + 2 * u @ u, lambda x: x @ x)}),
+        ("phix", {"cost": ocp.FunctionCost(lambda x, u, t: x @ x + u @ u, lambda x: 2 * x @ x)}),
+    ],
+)
+def test_a_known_program_is_still_compared_with_the_functions_at_hand(part, changes):
+    cost = ocp.FunctionCost(lambda x, u, t: x @ x + u @ u, lambda x: x @ x)
+    x0 = torch.tensor([0.3, -0.2], dtype=F64)
+    f = lambda x, u, t: x * x * x + u
+    problem = ocp.Problem(f, cost, x0, 4, 2)
+    made = compiled_for(problem)
+    check(problem, made, known=True)
+    functions = {"dynamics": f, "cost": cost, **changes}
+    other = copy.copy(problem)  # not checked by the constructor
+    for name, function in functions.items():
+        object.__setattr__(other, name, function)
+    with pytest.raises(Refused, match=f"the compiled {part}"):
+        check(other, made, known=True)
+
+
+def test_a_later_process_finds_its_program_without_pytorchs_compiler(tmp_path):
+    script = (
+        "import sys, torch, ocp; from ocp.problems import pendulum; "
+        "solution = ocp.solve(pendulum(), 'ilqr', engine='native', max_iterations=3); "
+        "print('torch._dynamo' in sys.modules, float(solution.cost))"
+    )
+    environment = {**os.environ, "OCP_CACHE_DIR": str(tmp_path / "cache")}
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for _ in range(2)
+    )
+    assert second == ["False", first[1]]

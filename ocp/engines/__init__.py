@@ -6,6 +6,7 @@ import warnings
 from ocp.engines.base import Engine, Expansion, Policy, Prepared, Recipe, Sweep, Trials
 from ocp.engines.eager import Eager
 from ocp.problem import Problem
+from ocp.trial_calls import check_batched
 
 __all__ = [
     "Eager",
@@ -35,19 +36,25 @@ def make(problem: Problem, name: str = "auto") -> Engine:
     if chosen not in ("auto", "eager", "native"):
         raise ValueError(f"engine must be 'auto', 'eager' or 'native', got {chosen!r}.")
     if chosen == "eager":
-        return Eager(problem)
+        return make_eager(problem)
     from ocp.engines.native.compiled import Refused, unsupported
     from ocp.engines.native.engine import make_native
 
     if chosen == "auto" and unsupported(problem):
-        return Eager(problem)
+        return make_eager(problem)
     try:
         return make_native(problem)
     except Refused as error:
         if chosen == "native":
             raise
         warn_once(f"{problem.name or 'the problem'} is solved in eager PyTorch: {error}")
-        return Eager(problem)
+        return make_eager(problem)
+
+
+def make_eager(problem: Problem) -> Eager:
+    """Raises ValueError where a function of the user's has no second derivatives under vmap."""
+    check_batched(problem)
+    return Eager(problem)
 
 
 _warned: set[str] = set()

@@ -24,6 +24,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 HEADERS = Path(__file__).parent
 BEFORE = ("pack.h", "maths.h", "context.h", "linalg.h", "box_qp.h")  # the generated functions
 SECONDS = 600.0  # that a compiler may take
@@ -248,15 +250,39 @@ def load(text: str) -> ctypes.CDLL:
         BuildError: no compiler, a compiler that fails (with its command and first messages), or a
             cache directory that cannot be trusted.
     """
-    using, directory = compiler(), cache_directory()
-    key = f"{directory}/{key_of(text, using)}"
+    entry = place_of(text)
+    key = str(entry)
     if key not in _loaded:
-        entry = Path(key + ".json")
         library = cached(entry)
         if library is None:
-            library = ctypes.CDLL(str(compiled(text, using, entry)))
+            library = ctypes.CDLL(str(compiled(text, compiler(), entry)))
         _loaded[key] = library
     return _loaded[key]
+
+
+def place_of(text: str) -> Path:
+    """The cache's note about a program."""
+    return Path(f"{cache_directory()}/{key_of(text, compiler())}.json")
+
+
+def trusted(entry: Path) -> bool:
+    """Whether `trust` was told, of this very library and with this PyTorch."""
+    try:
+        note = json.loads(entry.read_text())
+        return bool(note["checked"] == torch.__version__)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def trust(entry: Path) -> None:
+    """Remember, in the cache, that a program agrees with eager PyTorch."""
+    try:
+        note = {**json.loads(entry.read_text()), "checked": torch.__version__}
+        with tempfile.NamedTemporaryFile("w", dir=entry.parent, delete=False) as file:
+            json.dump(note, file)
+        os.replace(file.name, entry)
+    except (OSError, ValueError):  # the cache was emptied meanwhile: it is checked again
+        return
 
 
 def cached(entry: Path) -> ctypes.CDLL | None:

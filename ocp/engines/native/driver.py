@@ -71,6 +71,7 @@ class Loaded:
     form: Form
     device: torch.device
     compiler: str
+    entry: Path  # the cache's note about it
     memory: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -150,7 +151,8 @@ def load(text: str, form: Form, device: torch.device) -> Loaded:
     key = str(entry), index
     if key not in _loaded:
         path = build.kept(entry) or compiled(text, to, entry, compiler)
-        _loaded[key] = Loaded(path.read_bytes(), form, torch.device("cuda", index), compiler)
+        device = torch.device("cuda", index)
+        _loaded[key] = Loaded(path.read_bytes(), form, device, compiler, entry)
     return _loaded[key]
 
 
