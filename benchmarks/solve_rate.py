@@ -13,9 +13,7 @@ one plain iLQR solve from zero controls on the same initial states.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -23,50 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from peers.definitions import closed_loop, load, problem_of
 
 import ocp
-
-
-def load(folder: Path) -> tuple[ModuleType, dict[str, Any]]:
-    spec = importlib.util.spec_from_file_location("problems", folder / "problems.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["problems"] = module
-    spec.loader.exec_module(module)
-    return module, json.loads((folder / "best_costs.json").read_text())
-
-
-class Torch:
-    sin, cos, sqrt, asin = torch.sin, torch.cos, torch.sqrt, torch.asin
-
-
-def problem_of(peer: Any, x0: np.ndarray) -> ocp.Problem:
-    """A peer's problem, its scalars stacked, for a batch of initial states."""
-    return ocp.Problem(
-        lambda x, u, t: torch.stack(peer.step(list(x), list(u), Torch)),
-        ocp.FunctionCost(lambda x, u, t: peer.run(x, u, Torch), lambda x: peer.term(x, Torch)),
-        torch.from_numpy(x0),
-        peer.T,
-        peer.m,
-        control_bounds=None if peer.lo is None else (peer.lo, peer.hi),
-        goal=torch.from_numpy(peer.xg),
-        name=peer.name,
-    )
-
-
-def closed_loop(module: ModuleType, peer: Any, solution: ocp.Solution) -> np.ndarray:
-    """Cost of each policy followed from x0, in numpy: (B,)."""
-    xs, us, K = (v.numpy() for v in (solution.states, solution.controls, solution.policy.K))
-    x, cost = xs[:, 0].copy(), np.zeros(len(xs))
-    with np.errstate(all="ignore"):
-        for t in range(peer.T):
-            u = us[:, t] + np.einsum("bij,bj->bi", K[:, t], x - xs[:, t])
-            if peer.lo is not None:
-                u = np.clip(u, peer.lo, peer.hi)
-            lists = list(x.T), list(u.T)
-            cost = cost + peer.run(*lists, module.NP)
-            x = np.stack(peer.step(*lists, module.NP), axis=-1)
-        return cost + peer.term(list(x.T), module.NP)
 
 
 def judge(
@@ -109,7 +66,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    module, best = load(options.folder)
+    module = load(options.folder)
+    best = json.loads((options.folder / "best_costs.json").read_text())
     rows = []
     for name in options.problems.split(","):
         peer, count = module.make(name), options.count

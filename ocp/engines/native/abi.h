@@ -133,7 +133,7 @@ OCP_FN void sweep_group(
     pass.hu = arena.template take<V>(T * m);
   }
   g.given = call.given.fz || call.given.table ? &call.given : nullptr;
-  g.begin();
+  g.begin(any(pass.full));
   V indefinite = V(-1);
   const Promise<V> promise = call.p ? appraise(pass, g, indefinite) : sweep(pass, g);
   scatter(g.k, T, B, m, g.rows, count, call.k);

@@ -18,6 +18,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -44,7 +45,7 @@ FLAGS = (
     "-pthread",
 )
 QUICK = ("-O1", "-fno-tree-dse", "-fno-tree-fre", "-fno-tree-pre")
-LONG = 150_000  # characters of a program that is compiled with those, in a third of the time
+LONG = 100_000  # characters of a part that is compiled with those, in a third of the time
 MACHINE = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
 
 
@@ -228,14 +229,23 @@ def headers_hash() -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def effort(text: str) -> tuple[str, ...]:
-    """How hard the compiler tries. The time of the dropped passes grows faster than straight-line
-    code does, and they find little in an expression graph that shares its subexpressions."""
-    return QUICK if len(text) > LONG else ("-O2",)
+def efforts(text: str) -> list[tuple[str, ...]]:
+    """How hard the compiler tries, for each part (macro OCP_PART) of a program.
+
+    The time of the dropped passes grows faster than straight-line code does, and they find little
+    in an expression graph that shares its subexpressions; the loops of the headers want them.
+    """
+    if "OCP_PART" not in text:
+        return [QUICK if len(text) > LONG else ("-O2",)]
+    head, _, tail = text.partition("void f_contracted(")  # the last function of Model
+    second_order, _, rest = tail.partition('#include "contracted.h"')
+    lengths = len(second_order), len(head) + len(rest)
+    return [QUICK if length > LONG else ("-O2",) for length in lengths]
 
 
 def key_of(text: str, using: Compiler) -> str:
-    flags = (*using.flags, *effort(text), *using.link)
+    efforts_of_parts = (flag for part in efforts(text) for flag in part)
+    flags = (*using.flags, *efforts_of_parts, *using.link)
     parts = (text, headers_hash(), using.facts, *using.command, *flags)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
@@ -328,18 +338,19 @@ def compiled(text: str, using: Compiler, entry: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="build-", dir=entry.parent) as work:
         source, library = Path(work) / "program.cpp", Path(work) / "program.so"
         source.write_text(text)
-        objects = compile_parts(using, source, effort(text), 2 if "OCP_PART" in text else 1)
+        objects = compile_parts(using, source, efforts(text))
         run_checked(using, [*using.command, *using.link, *objects, "-o", str(library)])
         return keep(entry, library, using.version)
 
 
-def compile_parts(using: Compiler, source: Path, flags: tuple[str, ...], parts: int) -> list[str]:
+def compile_parts(using: Compiler, source: Path, each: Sequence[tuple[str, ...]]) -> list[str]:
     """Object files of a source, its parts (macro OCP_PART) at the same time: half the wait."""
-    base = [*using.command, *using.flags, *flags, f"-I{HEADERS}", "-c", str(source), "-o"]
+    parts = len(each)
+    base = [*using.command, *using.flags, f"-I{HEADERS}", "-c", str(source)]
     objects = [str(source.with_suffix(f".{part}.o")) for part in range(1, parts + 1)]
     commands = [
-        [*base, path, *([f"-DOCP_PART={part}"] if parts > 1 else [])]
-        for part, path in enumerate(objects, 1)
+        [*base, *flags, "-o", path, *([f"-DOCP_PART={part}"] if parts > 1 else [])]
+        for part, (path, flags) in enumerate(zip(objects, each, strict=True), 1)
     ]
     with ThreadPoolExecutor(parts) as pool:
         list(pool.map(lambda command: run_checked(using, command), commands))

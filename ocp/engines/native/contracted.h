@@ -2,8 +2,16 @@
 //
 // They are half of what there is to compile: with OCP_PART 1 a unit has nothing else, with 2 all
 // the rest, so that both compile at the same time; without it, one unit has both.
+//
+// With OCP_TABLE the second derivatives of f are computed by themselves, that many of them that are
+// not constant, and `Second` makes v . f_zz of them.
 #pragma once
 #include "sweep.h"
+
+#if !defined(OCP_TABLE) || OCP_GRID
+#undef OCP_TABLE
+#define OCP_TABLE 0
+#endif
 
 namespace ocp {
 
@@ -20,9 +28,24 @@ typedef Pack<Real, OCP_LANES> Wide;  // as many numbers as the machine computes 
 
 void f_contracted(const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H);
 
+#if OCP_TABLE
+void f_second(const Wide* x, const Wide* u, const Context<Wide>& c, Wide* S);
+#endif
+
 #if OCP_SECOND_ORDER && (!defined(OCP_PART) || OCP_PART == 1)
+#if OCP_TABLE
+void f_second(const Wide* x, const Wide* u, const Context<Wide>& c, Wide* S) {
+  Second::f_second(x, u, c, S);
+}
+#endif
 void f_contracted(const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H) {
+#if OCP_TABLE
+  Wide S[OCP_TABLE];
+  f_second(x, u, c, S);
+  Second::f_combined(S, v, H);
+#else
   Model::f_contracted(x, u, c, v, H);
+#endif
 }
 #endif
 #endif

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ocp.engines.native import second
 from ocp.engines.native.derive import Derivatives
 from ocp.engines.native.graph import Graph, TooLarge
 from ocp.engines.native.recorder import Recorder
@@ -116,8 +117,22 @@ def model(problem: Problem, limit: int = LIMIT) -> Program:
     text = "struct Model {\n" + f"  static constexpr int n = {n}, m = {m};\n"
     for name, pieces in outputs.items():
         text += writer.function(name, SIGNATURES[name], pieces)
+    text += "};\n"
+    if problem.batch == 1:
+        found = second.table(g, values["f"].tolist(), n, m, nodes["f_contracted"])
+        text += second_text(writer, *found)
     recorder.surroundings.settle()
-    return Program(text + "};\n", nodes, par, dat, g, outputs, recorder.surroundings)
+    return Program(text, nodes, par, dat, g, outputs, recorder.surroundings)
+
+
+def second_text(writer: Writer, entries: list[int], combined: list[int]) -> str:
+    """``struct Second``, see the module second; nothing without entries."""
+    if not entries:
+        return ""
+    text = f"#define OCP_TABLE {len(entries)}\nstruct Second {{\n"
+    text += writer.function("f_second", SIGNATURES["f"], [Output("S", entries)])
+    parts = writer.function("f_combined", "const V* S, const V* v", [Output("H", combined)], False)
+    return text + parts + "};\n"
 
 
 SIGNATURES = {

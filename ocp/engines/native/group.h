@@ -93,6 +93,20 @@ OCP_FN void follow_each(const Data& data, const Context<Real>&, const Nominal<Re
 }
 OCP_FN Wide* trial_room(Arena& arena, Int count) { return arena.take<Wide>(count); }
 OCP_FN Real trial_entry(const Wide* trials, Int i, int trial) { return get(trials[i], trial); }
+
+#if OCP_TABLE
+// Second derivatives of f at the stages of one problem: table [T][OCP_TABLE].
+OCP_FN void second_over_time(const Data& data, const Real* xs, const Real* us, Real* table) {
+  Wide x[n], u[m], S[OCP_TABLE];
+  for (Int first = 0; first < data.T; first += OCP_LANES) {
+    const Block block = block_at(data, 1, first, data.T);
+    gather(xs, n, block.row, x);
+    gather(us, m, block.row, u);
+    f_second(x, u, block.c, S);
+    scatter(S, OCP_TABLE, block.row, block.count, table);
+  }
+}
+#endif
 #endif
 
 // -- a group ------------------------------------------------------------------------------------
@@ -108,6 +122,9 @@ template <class V> struct Group {
 #if OCP_GRID
   V* bend;              // [d][d] v_x . f_zz of the stage in work
   TeamWork* team_work;  // for models whose work does not fit in fast memory
+#endif
+#if OCP_TABLE
+  V* table;  // of a single problem: [T] of them
 #endif
   V residue;  // 0 while all derivatives are finite, else nan
   const Given* given;
@@ -132,6 +149,9 @@ template <class V> struct Group {
       team_work = arena.template take<TeamWork>(fits ? 0 : 1).first;
     }
 #endif
+#if OCP_TABLE
+    table = arena.template take<V>(single ? T * OCP_TABLE : 0);
+#endif
   }
 
   OCP_METHOD void take(int lane, Int b) {
@@ -140,12 +160,15 @@ template <class V> struct Group {
     c = context_of<V>(*data, rows);
   }
 
-  // -- what a sweep asks for
-  OCP_METHOD void begin() {
+  // -- what a sweep asks for; `curved`: second-order terms too
+  OCP_METHOD void begin(bool curved) {
     residue = V(0);
     if constexpr (single) {
       if (!given) residue = expand_over_time(*data, c, x, u, stages);
       for (Int t = team_rank(); given && t < data->T; t += team_size()) read_stage(t, stages[t]);
+#if OCP_TABLE
+      if (curved && !(given && given->table)) second_over_time(*data, x, u, table);
+#endif
       team_sync();
     }
   }
@@ -196,6 +219,10 @@ template <class V> struct Group {
   // v . f_zz. A single problem fills all lanes with itself: as fast, and half the text to compile.
   OCP_METHOD void contract(Int t, const V* v, V* H) {
 #if OCP_SECOND_ORDER
+#if OCP_TABLE
+    Second::f_combined(table + t * OCP_TABLE, v, H);
+    return;
+#endif
     if constexpr (single && !OCP_GRID) {
       const Int same[OCP_LANES] = {};
       Context<Wide> wide = context_of<Wide>(*data, same);

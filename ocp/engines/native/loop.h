@@ -113,11 +113,12 @@ template <class V> OCP_FN Direction<V> direction(Lanes<V>& w) {
   Direction<V> out;
   out.gaps = w.call->gaps && any(w.active & (w.numbers[GAP] > V(0)));
   Pass<V> pass = {g.data, g.u, out.gaps ? g.gap : nullptr, w.numbers[DAMPING],
-                     w.call->on_state != 0, second_order(w), g.k, g.K, nullptr, nullptr,
-                  nullptr, nullptr};
-  g.begin();
+                  w.call->on_state != 0, second_order(w), g.k, g.K, nullptr, nullptr,
+                  nullptr, nullptr, true, w.active};
+  g.begin(any(pass.full));
   MaskOf<V> failed = !always<V>(), dropping = failed;
   for (bool again = false;; again = true) {
+    pass.hasty = !again;
     out.promise = sweep(pass, g);
     if (again) break;
     failed = w.active & (out.promise.failed >= V(0)), dropping = failed & pass.full;

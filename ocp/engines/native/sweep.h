@@ -303,6 +303,8 @@ template <class V> struct Pass {
   Array<V> vxx;
   Array<V> p;        // costates [T + 1][n], and H_u along them [T][m]; or null
   Array<V> hu;
+  bool hasty;          // end where all active lanes have failed with second-order terms:
+  MaskOf<V> active;    // what they computed will not be used
 };
 
 template <class V> OCP_FN void record_value(const Pass<V>& pass, Int t, const Value<V>& v) {
@@ -356,6 +358,8 @@ template <class V, class Source> OCP_FN Promise<V> sweep(const Pass<V>& pass, So
       }
     auto definite = gains(uu, model.q + n, lo, hi, k, K);
     promise.failed = select(!definite & (promise.failed < V(0)), V(double(t)), promise.failed);
+    if (curved && pass.hasty && !any(pass.active & !(pass.full & (promise.failed >= V(0)))))
+      break;
     promise.residual = max_(promise.residual, projected(model.q + n, lo, hi));
     carry_slope(s, k, K, v, promise);
     value_of(model, k, K, v, promise);

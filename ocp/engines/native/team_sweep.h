@@ -188,6 +188,7 @@ OCP_FN Promise<Real> team_pass(const Pass<Real>& pass, Group<Real>& g, TeamWork&
     team_regularise(pass, t, s, w);
     team_gains(w);
     if (!w.definite && promise.failed < 0) promise.failed = Real(t);
+    if (pass.hasty && pass.full && promise.failed >= 0) break;
     promise.residual = max_(promise.residual, projected(w.q + n, w.lo, w.hi));
     each(m, [&](int a) { pass.k[t * m + a] = w.k[a]; });
     each(m * n, [&](int i) { pass.K[t * m * n + i] = w.K[i]; });
