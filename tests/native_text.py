@@ -56,7 +56,7 @@ class Context:
 
 def run(text, function, given, outputs):
     """Results of one function of the text: ``outputs`` maps names to sizes; (K, size) each."""
-    body = re.search(rf"OCP_FN void {function}\(.*?\) {{\n(.*?)\n  }}\n", text, re.S)
+    body = re.search(rf"OCP_(?:FN|APART) void {function}\(.*?\) {{\n(.*?)\n  }}\n", text, re.S)
     assert body, f"no {function} in the text"
     results = {name: [None] * size for name, size in outputs.items()}
     scope = {**FUNCTIONS, **given, **results}
@@ -64,7 +64,10 @@ def run(text, function, given, outputs):
         statement = line.strip().rstrip(";")
         if statement.startswith("(void)"):
             continue
-        statement = re.sub(r"^const (V|auto) ", "", statement).replace("!", "~")
+        if zeros := re.match(r"for .* (\w+)\[k\] = V\(0.0\)$", statement):
+            results[zeros[1]][:] = [0.0] * len(results[zeros[1]])
+            continue
+        statement = re.sub(r"^const (V|auto) |apart::", "", statement).replace("!", "~")
         statement = statement.replace(" in[", " in_[")  # a keyword of Python
         with np.errstate(all="ignore"):
             exec(statement, scope)
@@ -128,8 +131,8 @@ def by_torch(problem, x, u, t, v, rows):
 
 
 def agree(problem, seed=0, count=4, size=1.0, tolerance=1e-12, program=None):
-    """Assert that the program of a problem computes what torch.func does; returns it."""
-    program = program or emit.model(problem)
+    """Assert that the scalar program of a problem computes what torch.func does; returns it."""
+    program = program or emit.model(problem, scalar=100_000)
     at = points(problem, count, seed, size)
     ours, theirs = by_text(program, problem, *at), by_torch(problem, *at)
     for name, expected in theirs.items():

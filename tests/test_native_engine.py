@@ -163,10 +163,12 @@ def test_what_cannot_be_compiled_says_why_and_is_solved_eagerly(monkeypatch):
     assert solution.engine == "eager" and solution.converged
     with pytest.raises(Refused, match="sort"):
         ocp.solve(problem, engine="native")
-    stages = rich(batch=2).replace(shared_controls=True)
-    assert ocp.solve(stages, max_iterations=2).engine == "eager"
-    with pytest.raises(ValueError, match="shared"):
-        ocp.solve(stages, engine="native")
+    cost = ocp.FunctionCost(lambda x, u, t: x @ x, lambda x: x @ x)
+    nothing = ocp.Problem(lambda x, u, t: 0.5 * x, cost, torch.ones(2, dtype=F64), 3, 0)
+    with pytest.warns(RuntimeWarning, match=r"eager PyTorch.*no controls"):
+        assert ocp.solve(nothing, max_iterations=2).engine == "eager"
+    with pytest.raises(ValueError, match="no controls"):
+        ocp.solve(nothing, engine="native")
 
 
 def test_without_a_compiler_problems_are_solved_eagerly(monkeypatch, tmp_path):

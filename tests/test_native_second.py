@@ -27,6 +27,7 @@ MODELS["sums"] = lambda: small(sums)
 def test_the_table_times_v_is_the_contraction(name, monkeypatch):
     monkeypatch.setattr("ocp.engines.native.second.GAIN", np.inf)
     monkeypatch.setattr("ocp.engines.native.second.LONGER", np.inf)
+    monkeypatch.setattr("ocp.engines.native.second.LONGEST", np.inf)
     problem = MODELS[name]()
     program = emit.model(problem)
     size = int(re.search(r"#define OCP_TABLE (\d+)", program.text).group(1))
@@ -55,7 +56,7 @@ def test_a_batch_has_no_table_and_a_single_problem_one_where_it_is_worth_it():
 
 
 def test_each_part_of_a_program_is_compiled_by_its_own_length():
-    long, hard = "x" * (build.LONG + 1), ("-O2",)
+    long, hard = "const V " * (build.LONG + 1), ("-O2",)
     parts = lambda second, rest: build.efforts(
         f'void f_contracted({second}#include "contracted.h"\n#if OCP_PART\n{rest}'
     )

@@ -27,7 +27,8 @@ def make(problem: Problem, name: str = "auto") -> Engine:
     Compiled programs run where the tensors are, on the CPU or an NVIDIA GPU.
 
     "auto" is what the environment variable OCP_ENGINE says, or else native where the problem can
-    be compiled. Where it should be possible and is not, a warning says why, once for each reason.
+    be compiled. Where it cannot, though its tensors are on the CPU, a warning says why, once for
+    each reason.
 
     Raises:
         ValueError: there is no engine of that name, or it cannot do the problem: says why.
@@ -37,10 +38,10 @@ def make(problem: Problem, name: str = "auto") -> Engine:
         raise ValueError(f"engine must be 'auto', 'eager' or 'native', got {chosen!r}.")
     if chosen == "eager":
         return make_eager(problem)
-    from ocp.engines.native.compiled import Refused, unsupported
+    from ocp.engines.native.compiled import Refused
     from ocp.engines.native.engine import make_native
 
-    if chosen == "auto" and unsupported(problem):
+    if chosen == "auto" and problem.x0.device.type != "cpu":
         return make_eager(problem)
     try:
         return make_native(problem)

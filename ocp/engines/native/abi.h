@@ -9,6 +9,9 @@
 #if OCP_DECIDE
 #include "loop.h"
 #endif
+#if OCP_ENSEMBLE
+#include "ensemble.h"
+#endif
 
 #if OCP_GRID
 #define OCP_ENTRY OCP_KERNEL
@@ -368,6 +371,23 @@ extern "C" __attribute__((visibility("default"))) Int ocp_iterate(
   for (Int b = 0; b < B; ++b) most = call.taken[b] > most ? call.taken[b] : most;
   for (Int b = 0; b < B; ++b) ocp::fill_rows(data, call, b, most);
   return most;
+}
+#endif
+
+#if OCP_ENSEMBLE
+// Problems whose samples share their controls; Data::B is their number. Work memory of the sweep:
+extern "C" __attribute__((visibility("default"))) Int ocp_ensemble_bytes(const Data& data) {
+  return ocp::ensemble::bytes(data);
+}
+
+OCP_ENTRY ocp_ensemble_sweep(const Data& data, const ocp::EnsembleSweep& call) {
+  ocp::ensemble::sweep(data, call);
+}
+
+OCP_ENTRY ocp_ensemble_follow(const Data& data, const ocp::EnsembleFollow& call) {
+  ocp::parallel(data.threads, call.A, [&](Int, Int begin, Int end) {
+    for (Int j = begin; j < end; ++j) ocp::ensemble::follow(data, call, j);
+  });
 }
 #endif
 #endif

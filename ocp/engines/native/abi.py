@@ -39,6 +39,21 @@ class FollowCall(Structure):
     _fields_ = fields("xs:p us:p gaps:p k:p K:p step_sizes:p A:i trial_xs:p trial_us:p cost:p")
 
 
+class EnsembleSweep(Structure):
+    """Of ``ocp_ensemble_sweep``; see ensemble.h for shapes."""
+
+    _fields_ = fields(
+        "xs:p us:p gaps:p table:p damping:p second_order:i on_state:i k:p K:p vx:p vxx:p promise:p "
+        "facts:p"
+    )
+
+
+class EnsembleFollow(Structure):
+    """Of ``ocp_ensemble_follow``; see ensemble.h for shapes."""
+
+    _fields_ = fields("xs:p us:p gaps:p k:p K:p step_sizes:p A:i trial_xs:p trial_us:p cost:p")
+
+
 class Iterate(Structure):
     """Of ``ocp_iterate``; see loop.h for shapes and the order of rows."""
 
@@ -80,7 +95,11 @@ ARGUMENTS = {  # of each entry after `Data`: addresses, unless i
     "ocp_sweep": "p",
     "ocp_follow": "p",
     "ocp_iterate": "p",
+    "ocp_ensemble_bytes": "",
+    "ocp_ensemble_sweep": "p",
+    "ocp_ensemble_follow": "p",
 }
+COUNTING = ("ocp_iterate", "ocp_ensemble_bytes")  # entries that return a number
 
 
 def declare(library: ctypes.CDLL) -> Info:
@@ -90,7 +109,7 @@ def declare(library: ctypes.CDLL) -> Info:
         if hasattr(library, name):
             entry = getattr(library, name)
             entry.argtypes = [c_void_p, *(kinds[a] for a in arguments)]
-            entry.restype = c_int64 if name == "ocp_iterate" else None
+            entry.restype = c_int64 if name in COUNTING else None
     library.ocp_work_bytes.argtypes, library.ocp_work_bytes.restype = [c_void_p], c_int64
     library.ocp_info.argtypes, library.ocp_info.restype = [c_void_p], None
     numbers = (c_int64 * 8)()

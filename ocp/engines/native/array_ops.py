@@ -293,15 +293,18 @@ HANDLERS["dot"] = lambda g, a, b: np.asarray(dot(g, a.ids.tolist(), b.ids.tolist
 HANDLERS["vdot"] = HANDLERS["dot"]
 
 
-def added(inner: str) -> Callable[..., Ids]:
+def added(inner: Callable[..., Ids]) -> Callable[..., Ids]:
+    """beta c + alpha (a b), for a product of a and b."""
+
     def handler(g: Graph, c: Symbol, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Ids:
-        result = op(g, "mul", HANDLERS[inner](g, a, b), alpha)
+        result = op(g, "mul", inner(g, a, b), alpha)
         return result if beta == 0 else op(g, "add", op(g, "mul", numbers(g, c), beta), result)
 
     return handler
 
 
-HANDLERS["addmm"], HANDLERS["baddbmm"], HANDLERS["addmv"] = added("mm"), added("bmm"), added("mv")
+for _name in ("mm", "bmm", "mv"):
+    HANDLERS[{"bmm": "baddbmm"}.get(_name, f"add{_name}")] = added(HANDLERS[_name])
 
 
 @handles("linalg_cross")

@@ -28,7 +28,8 @@ from typing import Literal
 import torch
 
 HEADERS = Path(__file__).parent
-BEFORE = ("pack.h", "maths.h", "context.h", "linalg.h", "box_qp.h")  # the generated functions
+# What comes before the generated functions.
+BEFORE = ("pack.h", "maths.h", "context.h", "kinds.h", "linalg.h", "dual.h", "box_qp.h")
 SECONDS = 600.0  # that a compiler may take
 LINES = 12  # of a compiler's messages that an error repeats
 
@@ -44,8 +45,8 @@ FLAGS = (
     "-Wno-psabi",
     "-pthread",
 )
-QUICK = ("-O1", "-fno-tree-dse", "-fno-tree-fre", "-fno-tree-pre")
-LONG = 100_000  # characters of a part that is compiled with those, in a third of the time
+QUICK = ("-O2", "-fno-tree-pre")
+LONG = 1_500  # statements of a part that is compiled with those, in two thirds of the time
 MACHINE = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
 
 
@@ -61,6 +62,7 @@ def program(
     single: bool = False,
     bounds: bool = False,
     second_order: bool = True,
+    ensemble: bool = False,
     team: int = 0,
 ) -> str:
     """The text of a program, from those of ``struct Model`` and ``struct Decide``.
@@ -73,6 +75,7 @@ def program(
             GPU: a block of threads for each problem, else one thread.
         bounds: controls have bounds.
         second_order: ``Model::f_contracted`` is there.
+        ensemble: with the sweep and the roll-out of samples that share their controls.
         team: threads of a block, for a GPU; 0 for a CPU.
     """
     settings = {
@@ -81,6 +84,7 @@ def program(
         "OCP_BOUNDS": int(bounds),
         "OCP_SECOND_ORDER": int(second_order),
         "OCP_DECIDE": int(decide is not None),
+        "OCP_ENSEMBLE": int(ensemble),
     }
     if team:
         settings |= {"OCP_GRID": 1, "OCP_LANES": 1, "OCP_TEAM": team}
@@ -232,15 +236,15 @@ def headers_hash() -> str:
 def efforts(text: str) -> list[tuple[str, ...]]:
     """How hard the compiler tries, for each part (macro OCP_PART) of a program.
 
-    The time of the dropped passes grows faster than straight-line code does, and they find little
-    in an expression graph that shares its subexpressions; the loops of the headers want them.
+    The time of the dropped pass grows faster than straight-line code does, and it finds little in
+    an expression graph that shares its subexpressions; the loops of the headers want it.
     """
+    flags = lambda *pieces: QUICK if sum(p.count("const V ") for p in pieces) > LONG else ("-O2",)
     if "OCP_PART" not in text:
-        return [QUICK if len(text) > LONG else ("-O2",)]
-    head, _, tail = text.partition("void f_contracted(")  # the last function of Model
+        return [flags(text)]
+    head, _, tail = text.partition("void f_contracted")  # the last function of Model
     second_order, _, rest = tail.partition('#include "contracted.h"')
-    lengths = len(second_order), len(head) + len(rest)
-    return [QUICK if length > LONG else ("-O2",) for length in lengths]
+    return [flags(second_order), flags(head, rest)]
 
 
 def key_of(text: str, using: Compiler) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ocp.engines.eager import Eager
-from ocp.engines.native import abi, build, emit, grid
+from ocp.engines.native import abi, build, emit, grid, stagewise
 from ocp.engines.native.known import compare_by_autograd
 from ocp.engines.native.values import Untraceable
 from ocp.problem import Problem
@@ -94,6 +94,7 @@ def report(problem: Problem) -> str:
     return "\n".join(
         [
             f"native: {sum(nodes.values())} scalar operations ({counts})",
+            *made.program.forms(),
             f"  SIMD            {how(made)}",
             f"  read at a solve {', '.join(shared) or 'nothing'}",
             f"  a problem's own {', '.join(own) or 'nothing'}",
@@ -127,18 +128,18 @@ def unsupported(problem: Problem) -> str:
         return f"tensors on {problem.x0.device}: compiled programs run on CPUs and NVIDIA GPUs"
     if problem.x0.dtype not in REAL:
         return f"dtype {problem.x0.dtype}"
-    if problem.stagewise or not problem.uniform:
-        return "functions or sizes that change by stage are not compiled yet"
-    if problem.shared_controls:
-        return "controls shared by a batch are not compiled yet"
-    if problem.control_dims[0] == 0:
+    if not any(problem.control_dims):
         return "there are no controls"
+    if problem.x0.device.type == "cuda" and (problem.stagewise or problem.shared_controls):
+        return "stagewise problems and shared controls are compiled for the CPU only"
     return ""
 
 
 def make(problem: Problem, functions: tuple[Any, ...]) -> Compiled:
-    program, form = emit.model(problem), form_of(problem)
-    text = text_of(problem, program, form)
+    shared, form = problem.shared_controls, form_of(problem)
+    problem = rows_of(problem)
+    program = stagewise.model(problem) if problem.stagewise else emit.model(problem)
+    text = text_of(problem, program, form, shared)
     if form is None:
         library, entry = build.load(text), build.place_of(text)
         made = Compiled(program, library, abi.declare(library), functions)
@@ -162,16 +163,28 @@ def form_of(problem: Problem) -> grid.Form | None:
     return grid.form(problem.state_dims[0] + problem.control_dims[0], problem.batch)
 
 
-def text_of(problem: Problem, program: emit.Program, form: grid.Form | None) -> str:
+def text_of(
+    problem: Problem,
+    program: emit.Program | stagewise.StageProgram,
+    form: grid.Form | None,
+    shared: bool = False,
+) -> str:
+    """``shared``: the samples of the problem share their controls."""
     dtype = problem.x0.dtype
     return build.program(
         program.text,
-        decide(TRIALS, dtype),
+        None if shared else decide(TRIALS, dtype),
         real=REAL[dtype],  # type: ignore[arg-type]
-        single=problem.batch == 1 if form is None else form.single,
+        single=problem.batch == 1 and not shared if form is None else form.single,
         bounds=problem.lower is not None,
+        ensemble=shared,
         team=0 if form is None else form.team,
     )
+
+
+def rows_of(problem: Problem) -> Problem:
+    """Every sample of shared controls as a problem with controls of its own."""
+    return problem.replace(shared_controls=False) if problem.shared_controls else problem
 
 
 @functools.lru_cache(maxsize=4)
@@ -189,16 +202,22 @@ def key_of(problem: Problem) -> tuple[Any, ...]:
     return (
         id(problem.dynamics),
         id(problem.cost),
-        problem.state_dims[0],
-        problem.control_dims[0],
+        *sizes_of(problem),
         problem.horizon,
         problem.x0.dtype,
         str(problem.x0.device),
         form_of(problem) or problem.batch == 1,
+        problem.shared_controls,
         problem.lower is not None,
         shapes(problem.parameters, 0),
         shapes(problem.per_problem, 1),
     )
+
+
+def sizes_of(problem: Problem) -> tuple[Any, ...]:
+    if problem.stagewise:
+        return problem.state_dims, problem.control_dims
+    return problem.state_dims[0], problem.control_dims[0]
 
 
 # -- trust -----------------------------------------------------------------------------------------
@@ -211,12 +230,15 @@ def check(problem: Problem, made: Compiled, known: bool = False) -> None:
     Raises:
         Refused: they differ.
     """
-    from ocp.engines.native.engine import engine_of
+    from ocp.engines.native.engine import native_of
+    from ocp.engines.native.stage_checks import check_stages
     from ocp.solvers.subset import subproblem
 
     small = problem
     if problem.batch > 2:
         small = subproblem(problem, torch.tensor([0, problem.batch - 1]))
+    if isinstance(made.program, stagewise.StageProgram):
+        return check_stages(small, native_of(small, made), made.program.kinds)
     T, B, n, m = small.horizon, small.batch, made.info.n, made.info.m
     g = torch.Generator().manual_seed(0)
     noise = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).to(small.x0)
@@ -227,8 +249,8 @@ def check(problem: Problem, made: Compiled, known: bool = False) -> None:
         lower, upper = torch.as_tensor(small.lower), torch.as_tensor(small.upper)
         us = torch.minimum(torch.maximum(us, lower), upper)
     if known:
-        return compare_by_autograd(engine_of(small, made), xs, us, compare)
-    both = engine_of(small, made), Eager(small)
+        return compare_by_autograd(native_of(small, made), xs, us, compare)
+    both = native_of(small, made), Eager(small)
     expansions = [engine.expand(xs, us) for engine in both]
     compare("f", *(torch.as_tensor(engine.gaps(xs, us)) for engine in both))
     compare("cost", *(engine.total_cost(xs, us) for engine in both))

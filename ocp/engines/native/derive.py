@@ -66,13 +66,15 @@ class Derivatives:
         systems: dict[int, list[int]] = {}
         tangent = lambda a: of.get(a, g.zero)
         for i in g.reachable(outputs):
-            if not self._depends(i) & bit or i in of:
+            if not self.depends(i) & bit or i in of:
                 continue
             op, args = g.ops[i], g.args[i]
             if op == "select":
                 of[i] = g.select(args[0], tangent(args[1]), tangent(args[2]))
             elif op == "solve":
                 systems[i] = self._solve_tangent(i, tangent)
+            elif op == "matvec":
+                systems[i] = g.matvec(g.data[i], [tangent(a) for a in args])
             elif op == "entry":
                 of[i] = systems[args[0]][g.data[i]]
             else:
@@ -89,7 +91,7 @@ class Derivatives:
         systems: dict[int, dict[int, int]] = {}
 
         def give(node: int, amount: int) -> None:
-            if self._depends(node) and amount != g.zero:
+            if self.depends(node) and amount != g.zero:
                 of[node] = g.add(of[node], amount) if node in of else amount
 
         for y, seed in zip(outputs, seeds, strict=True):
@@ -105,13 +107,17 @@ class Derivatives:
                 systems.setdefault(args[0], {})[g.data[i]] = of[i]
             elif op == "solve":
                 self._solve_adjoint(i, systems[i], give)
+            elif op == "matvec":
+                given = [systems[i].get(r, g.zero) for r in range(g.data[i].rows)]
+                for a, amount in zip(args, g.matvec(g.data[i].transposed, given), strict=True):
+                    give(a, amount)
             else:
                 for k, a in enumerate(args):
-                    if self._depends(a):
+                    if self.depends(a):
                         give(a, self._scaled(i, k, of[i]))
         return [of.get(leaf, g.zero) for leaf in self.wrt]
 
-    def _depends(self, node: int) -> int:
+    def depends(self, node: int) -> int:
         """Bits of wrt that the node's derivative can see."""
         g, bits = self.graph, self._bits
         for i in range(len(bits), node + 1):
@@ -148,10 +154,18 @@ class Derivatives:
         for r in range(n):
             give(b[r], w[r])
             for c in range(n):
-                if self._depends(A[r * n + c]):
+                if self.depends(A[r * n + c]):
                     give(A[r * n + c], g.neg(g.mul(w[r], g.node("entry", (node,), c))))
 
     # -- local derivatives ---------------------------------------------------------------------
+    def coefficient(self, i: int, k: int) -> int:
+        """The derivative of node i by its k-th argument; 0 where none passes."""
+        g = self.graph
+        if g.ops[i] == "select":
+            here, there = (g.one, g.zero) if k == 1 else (g.zero, g.one)
+            return g.zero if k == 0 else g.select(g.args[i][0], here, there)
+        return self._scaled(i, k, g.one)
+
     def _scaled(self, i: int, k: int, d: int) -> int:
         """d times the derivative of node i by its k-th argument."""
         g = self.graph

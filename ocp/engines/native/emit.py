@@ -6,9 +6,9 @@ is straight-line code for scalars or packs of them (``V``), with the functions o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +16,17 @@ from torch import Tensor
 
 from ocp.engines.native import second
 from ocp.engines.native.derive import Derivatives
-from ocp.engines.native.graph import Graph, TooLarge
+from ocp.engines.native.forms import (
+    Function,
+    Matrix,
+    Output,
+    all_ids,
+    choose,
+    operations,
+    tape_text,
+)
+from ocp.engines.native.graph import Graph, TooLarge, Weights
 from ocp.engines.native.recorder import Recorder
-from ocp.engines.native.solves import expand_solves
 from ocp.engines.native.sources import Block, problem_numbers, shared_numbers
 from ocp.engines.native.surroundings import Surroundings
 from ocp.engines.native.trace import described, trace_numbers, trace_problem
@@ -26,12 +34,27 @@ from ocp.engines.native.values import Untraceable
 from ocp.problem import Problem
 from ocp.solvers.decide import Limits, Record, Rules, decide_within
 
-LIMIT = 20_000  # scalar operations of all functions together
+LIMIT = 40_000  # scalar operations of all functions together
+# Scalar operations of one function's derivatives; beyond, a tape of tangents. Measured (g++ 12, one
+# AVX2 core, T = 100; seconds of compiling both parts, microseconds of the evaluation alone):
+#                            operations   scalar code      tape
+#   cartpole    f_contracted      1 330   3.1 s   52 us    2.8 s  102 us
+#   acrobot     f_contracted      3 110   8.2 s  146 us    3.8 s  235 us
+#   quadrotor3d f_contracted      8 768   22  s  232 us    6.9 s  232 us
+#   quadrotor3d f_jacobian        3 000   6.9 s  106 us    5.2 s  132 us
+SCALAR = 2_000
+FUNCTIONS = frozenset(
+    ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "exp", "expm1", "log")
+) | {"log1p", "erf", "atan2", "pow", "sigmoid", "asinh", "acosh", "atanh"}  # long where inlined
+CALLED = 100  # calls of them from which a function of the program does not inline any
+APART = 150  # nodes of a function that is compiled once for all its calls
+MANY = 200  # zeros of an output that are written by a loop
 CREATED = 10  # times the limit: nodes that may be made on the way
 
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "eq": "=="}
 INFIX |= {"and": "&", "or": "|"}
 CALLS = {"abs": "abs_", "min": "min_", "max": "max_", "root": "sqrt"}
+CALL = re.compile(r"\b(?!V\b)(?!sqrt\b)(?!sign\b)(?!abs_\b)([a-z_]\w*)\(")
 # Functions the headers do not have, from those they have.
 COMPOSED = {
     "sigmoid": "V(1.0) / (V(1.0) + exp(-{0}))",
@@ -44,13 +67,6 @@ COMPOSED = {
 }
 
 
-class Output(NamedTuple):
-    """An array a function writes, and what into it."""
-
-    name: str
-    ids: list[int]
-
-
 @dataclass(frozen=True, eq=False)
 class Program:
     """The text for one problem, and where its run-time numbers come from.
@@ -60,7 +76,7 @@ class Program:
         nodes: scalar operations in it, by function.
         par: sources of the shared numbers, in order of first use.
         dat: sources of the per-problem numbers.
-        graph, outputs: the expressions behind the text, for checks.
+        graph, functions: the expressions behind the text, and their forms.
         surroundings: what the functions see; `stale` asks it.
     """
 
@@ -69,12 +85,16 @@ class Program:
     par: Block
     dat: Block
     graph: Graph
-    outputs: dict[str, list[Output]]
+    functions: dict[str, Function]
     surroundings: Surroundings
 
     def stale(self) -> str | None:
         """A Python number that the functions see and that is not what it was: trace anew."""
         return self.surroundings.changed()
+
+    def forms(self) -> list[str]:
+        """The form of each function's derivatives, and why: lines for people to read."""
+        return [f"  {name:15s} {f.why}" for name, f in self.functions.items() if f.why]
 
     def shared(self, problem: Problem) -> Tensor:
         """Shared numbers as they are now: (P,). Raises `sources.Changed`."""
@@ -86,43 +106,43 @@ class Program:
 
 
 # -- the model -----------------------------------------------------------------------------------
-def model(problem: Problem, limit: int = LIMIT) -> Program:
+def model(problem: Problem, limit: int = LIMIT, scalar: int | None = None) -> Program:
     """Trace, differentiate and write the program of a problem.
+
+    Args:
+        limit: scalar operations that are allowed.
+        scalar: of them for the derivatives of one function, by default `SCALAR`; a function that
+            needs more gets a tape.
 
     Raises:
         Untraceable: what cannot be translated, with the operation and the user's line; stages or
             samples that are not alike; more than ``limit`` scalar operations.
     """
     if problem.stagewise or not problem.uniform:
-        raise Untraceable("problem", "stagewise functions or sizes are not compiled yet", "")
+        raise Untraceable("problem", "of stagewise problems, `stagewise.model` makes programs", "")
     if problem.shared_controls:
-        raise Untraceable("problem", "shared controls are not compiled yet", "")
+        raise Untraceable("problem", "of shared controls, the samples are compiled: `rows_of`", "")
     n, m = problem.state_dims[0], problem.control_dims[0]
     recorder = Recorder(problem.x0.dtype, problem.horizon, CREATED * limit, described, problem)
     values = trace_problem(problem, recorder)
     g = recorder.graph
-    outputs: dict[str, list[Output]] = {}
+    made: dict[str, Function] = {}
     nodes: dict[str, int] = {}
     try:
-        for name, pieces in functions(g, {k: v.tolist() for k, v in values.items()}, n, m):
-            outputs[name] = [Output(p.name, expand_solves(g, p.ids)) for p in pieces]
-            nodes[name] = operations(g, all_ids(outputs[name]))
+        for name, plain, matrix in functions(g, {k: v.tolist() for k, v in values.items()}, n, m):
+            made[name] = choose(g, plain, matrix, SCALAR if scalar is None else scalar)
+            nodes[name] = operations(g, all_ids(made[name].outputs))
             if sum(nodes.values()) > limit:
-                made = f"{sum(nodes.values())} scalar operations up to {name}"
-                raise Untraceable("problem", f"{made}, {limit} are allowed", "")
+                count = f"{sum(nodes.values())} scalar operations up to {name}"
+                raise Untraceable("problem", f"{count}, {limit} are allowed", "")
     except TooLarge as error:
         raise Untraceable("problem", f"{error} on the way, {limit} are allowed", "") from error
-    par, dat = recorder.shared, recorder.data
-    writer = Writer(g, par.places(), dat.places())
-    text = "struct Model {\n" + f"  static constexpr int n = {n}, m = {m};\n"
-    for name, pieces in outputs.items():
-        text += writer.function(name, SIGNATURES[name], pieces)
-    text += "};\n"
-    if problem.batch == 1:
-        found = second.table(g, values["f"].tolist(), n, m, nodes["f_contracted"])
-        text += second_text(writer, *found)
+    text = model_text(g, made, n, m, recorder.shared.places(), recorder.data.places())
+    if problem.batch == 1 and scalar is None:
+        found = second.table(g, values["f"].tolist(), n, m)
+        text += second_text(Writer(g, recorder.shared.places(), recorder.data.places()), *found)
     recorder.surroundings.settle()
-    return Program(text, nodes, par, dat, g, outputs, recorder.surroundings)
+    return Program(text, nodes, recorder.shared, recorder.data, g, made, recorder.surroundings)
 
 
 def second_text(writer: Writer, entries: list[int], combined: list[int]) -> str:
@@ -133,6 +153,22 @@ def second_text(writer: Writer, entries: list[int], combined: list[int]) -> str:
     text += writer.function("f_second", SIGNATURES["f"], [Output("S", entries)])
     parts = writer.function("f_combined", "const V* S, const V* v", [Output("H", combined)], False)
     return text + parts + "};\n"
+
+
+def model_text(
+    g: Graph, made: dict[str, Function], n: int, m: int, par: Sequence[int], dat: Sequence[int]
+) -> str:
+    """``struct Model``."""
+    writer = Writer(g, par, dat)
+    text = "struct Model {\n" + f"  static constexpr int n = {n}, m = {m};\n"
+    for name, function in made.items():
+        if function.tape is None:
+            text += writer.function(name, SIGNATURES[name], function.outputs)
+        else:
+            text += writer.function(f"{name}_parts", SIGNATURES[name], function.outputs)
+            text += tape_text(name, SIGNATURES[name], function, par)
+    dual = int(made["f_contracted"].tape is not None)
+    return f"#define OCP_DUAL {dual}\n" + text + "};\n"
 
 
 SIGNATURES = {
@@ -148,30 +184,18 @@ SIGNATURES = {
 
 def functions(
     g: Graph, values: dict[str, list[int]], n: int, m: int
-) -> Iterator[tuple[str, list[Output]]]:
+) -> Iterator[tuple[str, list[Output], Matrix | None]]:
     """All functions of the model: values, and derivatives by z = (x, u), row by row."""
     x, u = ([g.leaf(kind, i) for i in range(size)] for kind, size in (("x", n), ("u", m)))
     by_z, by_x = Derivatives(g, x + u), Derivatives(g, x)
     for name, ids in values.items():
-        yield name, [Output("y", ids)]
+        yield name, [Output("y", ids)], None
     for name, of in (("l", by_z), ("phi", by_x)):
         gradient = of.gradient(values[name], [g.one])
-        yield f"{name}_expansion", [Output("g", gradient), Output("H", flat(of.hessian(gradient)))]
-    yield "f_jacobian", [Output("F", flat(by_z.jacobian(values["f"])))]
+        yield f"{name}_expansion", [Output("g", gradient)], Matrix("H", gradient, of, True)
+    yield "f_jacobian", [], Matrix("F", values["f"], by_z)
     along = by_z.gradient(values["f"], [g.leaf("v", i) for i in range(n)])
-    yield "f_contracted", [Output("H", flat(by_z.hessian(along)))]
-
-
-def flat(rows: Iterable[Sequence[int]]) -> list[int]:
-    return [entry for row in rows for entry in row]
-
-
-def all_ids(pieces: Iterable[Output]) -> list[int]:
-    return flat(piece.ids for piece in pieces)
-
-
-def operations(g: Graph, roots: Sequence[int]) -> int:
-    return sum(g.ops[i] not in ("number", "leaf") for i in g.reachable(roots))
+    yield "f_contracted", [], Matrix("H", along, by_z, True)
 
 
 # -- the decisions -------------------------------------------------------------------------------
@@ -238,26 +262,55 @@ class Writer:
         """A member function template with all statements, in topological order."""
         targets = ", ".join(f"V* {o.name}" for o in outputs)
         head = "template <class V, class C>" if context else "template <class V>"
-        lines = [f"  {head} OCP_FN void {name}({arguments}, {targets}) {{"]
+        order = self.graph.reachable(all_ids(outputs))
+        kind = "OCP_APART" if len(order) > APART else "OCP_FN"
+        lines = [f"  {head} {kind} void {name}({arguments}, {targets}) {{"]
         unused = [a.split()[-1].lstrip("*&") for a in arguments.split(", ")]
         lines.append("    " + " ".join(f"(void){a};" for a in unused))
         names: dict[int, str] = {}
         count = 0
-        for i in self.graph.reachable(all_ids(outputs)):
+        calls = sum(self.graph.ops[i] in FUNCTIONS for i in order)
+        prefix = "apart::" if calls > CALLED else ""
+        for i in order:
             op, args = self.graph.ops[i], self.graph.args[i]
             if op == "number":
                 names[i] = number(self.graph.data[i])
             elif op == "stop":
                 names[i] = names[args[0]]
+            elif op == "entry":
+                names[i] = f"{names[args[0]]}[{self.graph.data[i]}]"
+            elif op == "matvec":
+                names[i] = f"a{count}"
+                count += 1
+                lines += self._product(names[i], self.graph.data[i], [names[a] for a in args])
             else:
                 names[i] = f"a{count}"
                 count += 1
                 kind = "auto" if self.graph.is_mask(i) else "V"
                 text = self._expression(i, [names[a] for a in args])
+                if op in FUNCTIONS:
+                    text = CALL.sub(prefix + r"\1(", text)
                 lines.append(f"    const {kind} {names[i]} = {text};")
         for o in outputs:
-            lines += [f"    {o.name}[{k}] = {names[i]};" for k, i in enumerate(o.ids)]
+            lines += self._stores(o, names)
         return "\n".join([*lines, "  }", ""])
+
+    def _stores(self, o: Output, names: dict[int, str]) -> list[str]:
+        """Zeros by a loop where they are many: an assignment each costs time to compile."""
+        filled = [k for k, i in enumerate(o.ids) if i != self.graph.zero]
+        if len(o.ids) - len(filled) < MANY:
+            return [f"    {o.name}[{k}] = {names[i]};" for k, i in enumerate(o.ids)]
+        loop = f"    for (int k = 0; k < {len(o.ids)}; ++k) {o.name}[k] = V(0.0);"
+        return [loop, *(f"    {o.name}[{k}] = {names[o.ids[k]]};" for k in filled)]
+
+    def _product(self, name: str, w: Weights, x: list[str]) -> list[str]:
+        sizes = f"{w.rows}, {w.columns}, {w.row_step}, {w.column_step}"
+        place = self.bases["par"][w.source] + w.offset
+        return [
+            f"    const V {name}_in[] = {{{', '.join(x)}}};",
+            f"    V {name}[{w.rows}];",
+            f"    matvec<{sizes}>(c.shared + {place}, {name}_in, {name});",
+        ]
 
     def _expression(self, i: int, args: list[str]) -> str:
         op = self.graph.ops[i]

@@ -34,13 +34,38 @@ class Native(Eager):
         T, B = problem.horizon, problem.batch
         # Arrays whose addresses `data` holds: they live as long as it does.
         numbers = compiled.program.shared(problem), compiled.program.per_problem(problem)
-        bounds = (None if b is None else dense(b)[:, 0] for b in (problem.lower, problem.upper))
-        self.held = tuple(map(optional, (*numbers, *bounds)))
+        self.held = tuple(map(optional, (*numbers, *self.bounds())))
         threads = torch.get_num_threads()
         columns = numbers[1].shape[-1]
         self.data_block = abi.Data(T, B, columns, threads, *map(address, self.held))
         self.work: Tensor | None = None
-        self.x0 = problem.x0.reshape(B, -1).contiguous()
+        self.x0 = self.start()
+
+    def bounds(self) -> tuple[Tensor | None, Tensor | None]:
+        """(T, m) each."""
+        lower, upper = self.problem.lower, self.problem.upper
+        if lower is None or upper is None:
+            return None, None
+        return dense(lower)[:, 0], dense(upper)[:, 0]
+
+    def start(self) -> Tensor:
+        """(B, n)."""
+        return self.problem.x0.reshape(self.problem.batch, -1).contiguous()
+
+    # -- forms of trajectories, which differ where sizes change, see `Padded` -------------------
+    def wide_x(self, xs: Stages) -> Tensor:
+        """As programs take them: (T + 1, B, n), or (T, B, n)."""
+        return dense(xs)
+
+    def wide_u(self, us: Stages) -> Tensor:
+        return dense(us)
+
+    def own_x(self, xs: Tensor) -> Stages:
+        """The opposite."""
+        return xs
+
+    def own_u(self, us: Tensor) -> Stages:
+        return us
 
     # -- calls ---------------------------------------------------------------------------------
     def call(self, entry: str, *arguments: Any) -> Any:
@@ -234,7 +259,7 @@ class Native(Eager):
         return Prepared(self, recipe, damping, steps, shift) if known else None
 
 
-def make_native(problem: Problem) -> Native:
+def make_native(problem: Problem) -> Eager:
     """The engine of a problem: for the CPU, or for the GPU its tensors are on.
 
     Raises:
@@ -247,12 +272,22 @@ def make_native(problem: Problem) -> Native:
         return engine_of(problem, compiled_for(problem))
 
 
-def engine_of(problem: Problem, made: Compiled) -> Native:
-    if made.form is None:
-        return Native(problem, made)
-    from ocp.engines.native.cuda import Cuda
+def engine_of(problem: Problem, compiled: Compiled) -> Eager:
+    if problem.shared_controls:
+        from ocp.engines.native.ensemble import Ensemble
 
-    return Cuda(problem, made)
+        return Ensemble(problem, compiled)
+    return native_of(problem, compiled)
+
+
+def native_of(problem: Problem, compiled: Compiled) -> Native:
+    if compiled.form is not None:
+        from ocp.engines.native.cuda import Cuda
+
+        return Cuda(problem, compiled)
+    from ocp.engines.native.padded import Padded
+
+    return (Native if problem.uniform else Padded)(problem, compiled)
 
 
 def word(value: Any) -> int:

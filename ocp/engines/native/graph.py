@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,6 +66,25 @@ COMMUTE = frozenset(("add", "mul", "min", "max", "eq", "and", "or"))
 EXPONENT_LIMIT = 16  # integer powers up to this are products
 
 
+class Weights(NamedTuple):
+    """A matrix that is read at run time: entry (i, j) is number
+    ``offset + i row_step + j column_step`` of a shared source."""
+
+    source: int
+    offset: int
+    rows: int
+    row_step: int
+    columns: int
+    column_step: int
+
+    @property
+    def transposed(self) -> Weights:
+        return self._replace(
+            rows=self.columns, row_step=self.column_step,
+            columns=self.rows, column_step=self.row_step,
+        )  # fmt: skip
+
+
 class TooLarge(ValueError):  # noqa: N818
     """More nodes than the limit: scalar code is not the form for this model."""
 
@@ -76,10 +95,15 @@ class Graph:
     Args:
         dtype: numbers are folded and evaluated in it.
         limit: number of nodes, used or not, at which to stop.
+        folds: whether 0 and 1 vanish; else the form of an expression does not depend on the
+            values of its numbers.
     """
 
-    def __init__(self, dtype: Any = np.float64, limit: int = 400_000) -> None:
+    def __init__(
+        self, dtype: Any = np.float64, limit: int = 400_000, *, folds: bool = True
+    ) -> None:
         self.dtype = np.dtype(dtype)
+        self.folds = folds
         self.limit = limit
         self.ops: list[str] = []
         self.args: list[tuple[int, ...]] = []
@@ -135,6 +159,15 @@ class Graph:
         finally:
             self._zeros_vanish = before
 
+    @contextmanager
+    def at_most(self, more: int) -> Iterator[None]:
+        """Raises `TooLarge` within, once so many nodes were made."""
+        before, self.limit = self.limit, min(self.limit, len(self.ops) + more)
+        try:
+            yield
+        finally:
+            self.limit = before
+
     def apply(self, op: str, *args: int) -> int:
         """Any operation by name, folded: what `add`, `mul`, ... do."""
         special = getattr(self, SPECIAL.get(op, ""), None)
@@ -150,7 +183,7 @@ class Graph:
 
     # -- arithmetic ----------------------------------------------------------------------------
     def add(self, a: int, b: int) -> int:
-        if self.zero in (a, b):
+        if self.folds and self.zero in (a, b):
             return b if a == self.zero else a
         if self.ops[b] == "neg":
             return self.sub(a, self.args[b][0])
@@ -159,9 +192,9 @@ class Graph:
         return self.mul(self.number(2.0), a) if a == b else self._plain("add", a, b)
 
     def sub(self, a: int, b: int) -> int:
-        if b == self.zero:
+        if self.folds and b == self.zero:
             return a
-        if a == self.zero:
+        if self.folds and a == self.zero:
             return self.neg(b)
         if self.ops[b] == "neg":
             return self.add(a, self.args[b][0])
@@ -177,7 +210,9 @@ class Graph:
             return self.zero
         for one, other in ((a, b), (b, a)):
             value = self.constant(one)
-            if value is not None and abs(value) == 1 and self.constant(other) is None:
+            if not self.folds or value is None:
+                continue
+            if abs(value) == 1 and self.constant(other) is None:
                 return other if value > 0 else self.neg(other)
         if self.ops[a] == "neg":  # exact, and products that differ by a sign are shared
             return self.neg(self.mul(self.args[a][0], b))
@@ -189,6 +224,8 @@ class Graph:
         if self._zeros_vanish and a == self.zero:
             return self.zero
         value = self.constant(b)
+        if not self.folds:
+            return self._plain("div", a, b)
         if value is not None and value != 0 and np.isfinite(value) and is_power_of_two(value):
             return self.mul(a, self.number(1 / value))  # exact
         if self.ops[a] == "neg":
@@ -283,6 +320,14 @@ class Graph:
         n, args = self.data[node], self.args[node]
         return list(args[: n * n]), list(args[n * n :])
 
+    # -- products with matrices of run-time numbers --------------------------------------------
+    def matvec(self, weights: Weights, x: Sequence[int]) -> list[int]:
+        """W x: one node, and one for each entry. A loop of the program, whatever the size of W."""
+        if self._zeros_vanish and all(v == self.zero for v in x):
+            return [self.zero] * weights.rows
+        product = self.node("matvec", tuple(x), weights)
+        return [self.node("entry", (product,), i) for i in range(weights.rows)]
+
     # -- asking --------------------------------------------------------------------------------
     def reachable(self, roots: Iterable[int]) -> list[int]:
         """Everything the roots are made of, in topological order."""
@@ -298,6 +343,7 @@ class Graph:
     def evaluate(self, roots: Sequence[int], leaves: Callable[[Leaf], Any]) -> list[Any]:
         """Values of nodes, given those of the leaves: numbers, or arrays of equal shape."""
         values: dict[int, Any] = {}
+        matrices: dict[Weights, Any] = {}
         with np.errstate(all="ignore"):
             for i in self.reachable(roots):
                 op = self.ops[i]
@@ -310,9 +356,22 @@ class Graph:
                 elif op == "solve":
                     A, b = self.system(i)
                     values[i] = solved([values[a] for a in A], [values[a] for a in b])
+                elif op == "matvec":
+                    if (W := matrices.get(self.data[i])) is None:
+                        W = matrices[self.data[i]] = self._matrix(self.data[i], leaves)
+                    inputs = np.stack(np.broadcast_arrays(*(values[a] for a in self.args[i])))
+                    values[i] = np.tensordot(W, inputs, 1)
                 else:
                     values[i] = evaluate_op(op, [values[a] for a in self.args[i]])
         return [values[r] for r in roots]
+
+    def _matrix(self, w: Weights, leaves: Callable[[Leaf], Any]) -> Any:
+        offset = lambda i, j: w.offset + i * w.row_step + j * w.column_step
+        rows = [
+            [leaves(("par", w.source, offset(i, j), 0)) for j in range(w.columns)]
+            for i in range(w.rows)
+        ]
+        return np.asarray(rows, self.dtype)
 
 
 SPECIAL: Mapping[str, str] = {

@@ -223,7 +223,7 @@ template <class V> struct Group {
     Second::f_combined(table + t * OCP_TABLE, v, H);
     return;
 #endif
-    if constexpr (single && !OCP_GRID) {
+    if constexpr (single && !OCP_GRID && !OCP_ALONG_Z) {
       const Int same[OCP_LANES] = {};
       Context<Wide> wide = context_of<Wide>(*data, same);
       Wide at_x[n], at_u[m], along[n], out[d * d];

@@ -97,6 +97,15 @@ template <int size, class V> OCP_FN void add_multiple(V a, const V* x, V* y) {
   for (int i = whole; i < size; ++i) y[i] += a * x[i];
 }
 
+// z = x + y, `count` of them
+template <class V> OCP_FN void add(int count, const V* x, const V* y, V* z) {
+  typedef typename Chunk<V>::type R;
+  constexpr int step = Chunk<V>::size;
+  int i = 0;
+  for (; i + step <= count; i += step) store(load<R>(x + i) + load<R>(y + i), z + i);
+  for (; i < count; ++i) z[i] = x[i] + y[i];
+}
+
 // A block of C += A B, its columns moved by R.
 template <int rows, int columns, int inner, class R, class V>
 OCP_FN void add_block(const V* A, int a_row, int a_inner, const V* B, int b_row, V* C, int c_row) {
@@ -128,6 +137,8 @@ OCP_FN void add_rows(
   typedef typename Chunk<V>::type R;
   constexpr int step = Chunk<V>::size;
   int j = 0;
+  for (; j + 3 * step <= columns; j += 3 * step)  // 12 sums and what they need: 16 registers
+    add_block<rows, 3, inner, R>(A, a_row, a_inner, B + j, b_row, C + j, c_row);
   for (; j + 2 * step <= columns; j += 2 * step)
     add_block<rows, 2, inner, R>(A, a_row, a_inner, B + j, b_row, C + j, c_row);
   for (; j + step <= columns; j += step)
@@ -152,20 +163,48 @@ OCP_FN void add_product(
   }
 }
 
+// `count` R of each row of B, which stay in registers while a row is eliminated.
+template <int m, int count, class R, class V>
+OCP_FN void solve_strip(const Factor<m, V>& f, V* B, int columns) {
+  constexpr int step = int(sizeof(R) / sizeof(V));
+  R sum[count];
+  for (int i = 0; i < m; ++i) {
+    OCP_UNROLL
+    for (int c = 0; c < count; ++c) sum[c] = load<R>(B + i * columns + c * step);
+    for (int j = 0; j < i; ++j) {
+      const R l = R(f.L[tri(i, j)]);
+      OCP_UNROLL
+      for (int c = 0; c < count; ++c) sum[c] -= l * load<R>(B + j * columns + c * step);
+    }
+    OCP_UNROLL
+    for (int c = 0; c < count; ++c) store(sum[c], B + i * columns + c * step);
+  }
+  for (int i = m - 1; i >= 0; --i) {
+    const R scale = R(-f.inverse[i]);
+    OCP_UNROLL
+    for (int c = 0; c < count; ++c) sum[c] = scale * load<R>(B + i * columns + c * step);
+    for (int j = i + 1; j < m; ++j) {
+      const R l = R(f.L[tri(j, i)]);
+      OCP_UNROLL
+      for (int c = 0; c < count; ++c) sum[c] -= l * load<R>(B + j * columns + c * step);
+    }
+    OCP_UNROLL
+    for (int c = 0; c < count; ++c) store(sum[c], B + i * columns + c * step);
+  }
+}
+
 // The columns of B (m, columns) become those of -A^-1 B.
 template <int m, int columns, class V> OCP_FN void solve_columns(const Factor<m, V>& f, V* B) {
   if constexpr (!blocked(m + columns)) {
     OCP_UNROLL
     for (int j = 0; j < columns; ++j) solve_negative<m>(f, B + j, columns);
   } else {
-    for (int i = 0; i < m; ++i)
-      for (int j = 0; j < i; ++j)
-        add_multiple<columns>(-f.L[tri(i, j)], B + j * columns, B + i * columns);
-    for (int i = m - 1; i >= 0; --i) {
-      for (int j = 0; j < columns; ++j) B[i * columns + j] = -(B[i * columns + j] * f.inverse[i]);
-      for (int j = i + 1; j < m; ++j)
-        add_multiple<columns>(-f.L[tri(j, i)], B + j * columns, B + i * columns);
-    }
+    typedef typename Chunk<V>::type R;
+    constexpr int step = Chunk<V>::size;
+    int j = 0;
+    for (; j + 4 * step <= columns; j += 4 * step) solve_strip<m, 4, R>(f, B + j, columns);
+    for (; j + step <= columns; j += step) solve_strip<m, 1, R>(f, B + j, columns);
+    for (; j < columns; ++j) solve_strip<m, 1, V>(f, B + j, columns);
   }
 }
 

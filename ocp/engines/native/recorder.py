@@ -24,6 +24,7 @@ from ocp.engines.native.ops import (
     Unsupported,
     each,
 )
+from ocp.engines.native.products import by_weights
 from ocp.engines.native.sources import Block, Source
 from ocp.engines.native.surroundings import Surroundings
 from ocp.engines.native.translations import HANDLERS
@@ -45,6 +46,7 @@ SMALL = 64  # entries up to which what depends on parameters alone is computed i
 LARGE = 20_000  # entries of a tensor that the program may read one by one
 FACTORISE = frozenset(("_linalg_solve_ex", "linalg_inv_ex", "linalg_cholesky_ex", "_linalg_det"))
 INEXACT = frozenset(("remainder", "fmod", "floor_divide"))  # next to their jumps
+UNREAD = np.empty(0, dtype=np.int64)  # in place of the nodes of a matrix that a loop reads
 NARROW = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
 
@@ -71,10 +73,12 @@ class Recorder:
         functions = {} if problem is None else {"dynamics": problem.dynamics, "cost": problem.cost}
         self.surroundings = Surroundings(functions)
         self.dtype, self.stages, self.describe = dtype, stages, describe
+        self.products = True  # matrices of parameters stay where they are, see the module products
         self.graph = Graph(np.float64 if dtype == torch.float64 else np.float32, limit)
         self.shared, self.data = Block(), Block()
         self.count = 0
         self.stage_leaf: Value | None = None
+        self.named: dict[str, Source] = {}  # of the problem's data, the same for every sample
         self._closures: dict[int, tuple[Tensor, Source]] = {}
         self.arguments: dict[Leaf, float] = {}  # leaves of arguments at the trace point
 
@@ -183,7 +187,11 @@ class Recorder:
         except TypeError as error:
             raise self.refuse(first, f"arguments without a translation: {error}") from error
         self._check_kind(first, name, args)
-        symbol = lambda v: Symbol(self.ids(v), v.tensor.dtype)
+        handler, matrix = by_weights(self, name, args) or (handler, None)
+
+        def symbol(v: Value) -> Symbol:
+            return Symbol(UNREAD if v is matrix else self.ids(v), v.tensor.dtype)
+
         symbols, named = (mapped(symbol, part, Value) for part in (args, kept))
         result = handler(self.graph, *symbols, **named)
         for value, ids in zip(values, [result] if single else result, strict=True):
@@ -345,9 +353,8 @@ class Recorder:
         if place.strides.any():
             place.source.table = True
         block = self.data if place.source.per_problem else self.shared
-        block.add(place.source)
+        k = block.number_of(place.source)
         kind = "dat" if place.source.per_problem else "par"
-        k = next(i for i, s in enumerate(block.sources) if s is place.source)
         g = self.graph
         read = lambda offset, stride: g.leaf(kind, k, int(offset), int(stride))
         ids = each(read, place.offsets, place.strides)

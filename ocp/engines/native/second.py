@@ -9,47 +9,60 @@ less to do, where their common subexpressions keep them from costing n times the
 from __future__ import annotations
 
 from ocp.engines.native.derive import Derivatives
+from ocp.engines.native.forms import MADE, Matrix, all_ids, operations, scalar_code
 from ocp.engines.native.graph import Graph, TooLarge
 from ocp.engines.native.solves import expand_solves
 
 STAGES = 4  # assumed to be computed side by side
 GAIN = 0.75  # of the contraction's operations: a table with more is not worth its memory
 LONGER = 2.5  # times the contraction's operations: more would take too long to compile
+LONGEST = 3_000  # operations of a table: acrobot's 7 000 took 30 s to compile instead of 5
 MOST = 4_000  # operations of a contraction for which a table is tried
 
 
-def table(g: Graph, f: list[int], n: int, m: int, contraction: int) -> tuple[list[int], list[int]]:
+def table(g: Graph, f: list[int], n: int, m: int) -> tuple[list[int], list[int]]:
     """Entries of the table as functions of x and u, and ``v . f_zz`` (d, d) as one of S and v.
 
     Args:
         g: the graph of the problem.
         f: the next state.
         n, m: sizes.
-        contraction: operations of ``v . f_zz`` by itself.
 
     Returns:
         Both empty where the table is not worth it.
     """
-    if contraction > MOST:
+    contraction = operations_of_contraction(g, f, n, m)
+    if contraction is None:
         return [], []
     try:
-        entries, combined = made(g, f, n, m)
+        with g.at_most(MADE * MOST):
+            entries, combined = made(g, f, n, m)
     except TooLarge:
         return [], []
-    ahead, within = (
-        sum(g.ops[i] not in ("number", "leaf") for i in g.reachable(ids))
-        for ids in (entries, combined)
-    )
+    ahead, within = operations(g, entries), operations(g, combined)
     worth = ahead / STAGES + len(entries) + within <= GAIN * contraction
-    if not entries or not worth or ahead > LONGER * contraction:
+    if not entries or not worth or ahead > min(LONGEST, LONGER * contraction):
         return [], []
     return entries, combined
 
 
+def operations_of_contraction(g: Graph, f: list[int], n: int, m: int) -> int | None:
+    """Of ``v . f_zz`` as scalar code; None where they are more than `MOST`, or loops."""
+    if any(g.ops[i] == "matvec" for i in g.reachable(f)):
+        return None
+    by_z = Derivatives(g, variables(g, n, m))
+    along = by_z.gradient(f, [g.leaf("v", k) for k in range(n)])
+    pieces, _ = scalar_code(g, [], Matrix("H", along, by_z, symmetric=True), MOST)
+    return None if pieces is None else operations(g, all_ids(pieces))
+
+
+def variables(g: Graph, n: int, m: int) -> list[int]:
+    return [g.leaf(kind, i) for kind, size in (("x", n), ("u", m)) for i in range(size)]
+
+
 def made(g: Graph, f: list[int], n: int, m: int) -> tuple[list[int], list[int]]:
     """Both parts of `table`, worth it or not."""
-    z = [g.leaf(kind, i) for kind, size in (("x", n), ("u", m)) for i in range(size)]
-    by_z, d = Derivatives(g, z), n + m
+    by_z, d = Derivatives(g, variables(g, n, m)), n + m
     tensor = [by_z.hessian(row) for row in by_z.jacobian(f)]
     stored: dict[int, int] = {}  # node: its place
     combined = [g.zero] * (d * d)

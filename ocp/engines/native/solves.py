@@ -22,7 +22,7 @@ def expand_solves(g: Graph, roots: Sequence[int]) -> list[int]:
                 n = g.data[i]
                 rows = [list(args[r * n : (r + 1) * n]) for r in range(n)]
                 systems[i] = eliminate(g, rows, list(args[n * n :]))
-            elif op == "entry":
+            elif op == "entry" and g.args[i][0] in systems:
                 new[i] = systems[g.args[i][0]][g.data[i]]
             else:
                 new[i] = i if args == g.args[i] else g.node(op, args, g.data[i])

@@ -124,6 +124,11 @@ class Block:
         if not any(source is s for s in self.sources):
             self.sources.append(source)
 
+    def number_of(self, source: Source) -> int:
+        """Its number in order of first use; added where it is new."""
+        self.add(source)
+        return next(k for k, s in enumerate(self.sources) if s is source)
+
     def ordered(self) -> list[Source]:
         return sorted(self.sources, key=lambda s: s.table)
 

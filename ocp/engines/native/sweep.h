@@ -127,8 +127,7 @@ template <class V> OCP_FN void curve_large(const Stage<V>& s, const V* xx, V* Q)
   add_product<n, n, d, false>(xx, n, 1, s.F, d, product, d);
   for (int i = 0; i < d * d; ++i) full[i] = V(0);
   add_product<d, n, d, true>(s.F, 1, d, product, d, full, d);
-  for (int i = 0; i < d; ++i)
-    for (int j = 0; j <= i; ++j) Q[tri(i, j)] = s.H[tri(i, j)] + full[i * d + j];
+  for (int i = 0; i < d; ++i) add(i + 1, s.H + tri(i, 0), full + i * d, Q + tri(i, 0));
 }
 
 // And q = l_z + f_z' v_x.
@@ -262,7 +261,7 @@ OCP_FN void hessian_large(const Quadratic<V>& model, const V* K, const V* R, V* 
 template <class V>
 OCP_FN void value_of(
     const Quadratic<V>& model, const V* k, const V* K, Value<V>& v, Promise<V>& promise) {
-  V uuk[m], R[m * n];  // Q_uu k + Q_u, Q_uu K + Q_ux
+  V uuk[m], R[m * n], uu[m * m];  // Q_uu k + Q_u, Q_uu K + Q_ux, Q_uu
   OCP_UNROLL
   for (int a = 0; a < m; ++a) {
     const V* ux = model.Q + tri(n + a, 0);
@@ -271,13 +270,14 @@ OCP_FN void value_of(
     for (int j = 0; j < n; ++j) R[a * n + j] = ux[j];
     OCP_UNROLL
     for (int b = 0; b < m; ++b) {
-      V uu = model.Q[sym(n + a, n + b)];
-      sum += uu * k[b];
-      add_row<n>(uu, K + b * n, R + a * n);
+      uu[a * m + b] = model.Q[sym(n + a, n + b)];
+      sum += uu[a * m + b] * k[b];
+      if constexpr (!blocked(d)) add_row<n>(uu[a * m + b], K + b * n, R + a * n);
     }
     uuk[a] = sum + model.q[n + a];
     promise.change += k[a] * (model.q[n + a] + sum * V(0.5));
   }
+  if constexpr (blocked(d)) add_product<m, m, n, false>(uu, m, 1, K, n, R, n);
   OCP_UNROLL
   for (int i = 0; i < n; ++i) v.x[i] = model.q[i];
   OCP_UNROLL

@@ -248,26 +248,28 @@ def check_closures(tracer: Tracer, inputs: Sequence[Value], function: Callable[.
 
 # -- the three functions of a problem ------------------------------------------------------------
 class Sample:
-    """One sample of a problem, at a general position: what its functions are traced on."""
+    """One sample of a problem, at a general position: what its functions are traced on.
 
-    def __init__(self, recorder: Recorder, problem: Problem) -> None:
-        x0 = problem.x0.reshape(-1, problem.x0.shape[-1])[0]
-        lower, upper = (
-            None if b is None else [torch.as_tensor(b[0]).reshape(1, -1)]
-            for b in (problem.lower, problem.upper)
-        )
-        u = trial_controls(problem.control_dims[:1], lower, upper, x0)[0]
-        self.n, self.m = x0.shape[0], u.shape[0]
-        self.x = recorder.leaf("x", moved(x0, 0.1), STATE)
-        self.u = recorder.leaf("u", moved(u, 0.2), STATE)
-        last = torch.full((), problem.horizon - 1, dtype=torch.int64, device=x0.device)
-        self.t = recorder.leaf("t", last, STAGE)
+    Args:
+        at: state and control, for a stage of its own; else at x0, for all stages alike.
+    """
+
+    def __init__(
+        self, recorder: Recorder, problem: Problem, at: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        x, u = start_point(problem) if at is None else at
+        self.n, self.m = x.shape[0], u.shape[0]
+        self.x = recorder.leaf("x", x, STATE)
+        self.u = recorder.leaf("u", u, STATE)
+        if at is None:
+            last = torch.full((), problem.horizon - 1, dtype=torch.int64, device=x.device)
+            self.t = recorder.leaf("t", last, STAGE)
         self.data: dict[str, Value] = {}
         for name, tensor in problem.parameters.items():
-            place = Place.whole(sources.parameter(name, tensor))
+            place = Place.whole(recorder.named.setdefault(name, sources.parameter(name, tensor)))
             self.data[name] = Value(tensor, SHARED, name, None, place=place)
         for name, tensor in problem.per_problem.items():
-            place = Place.whole(sources.per_problem(name, tensor))
+            place = Place.whole(recorder.named.setdefault(name, sources.per_problem(name, tensor)))
             self.data[name] = Value(tensor[0], STATE, name, None, place=place)
 
     def trace(
@@ -283,6 +285,17 @@ class Sample:
 
         (result,) = run(recorder, [*arguments, *own], whole)
         return recorder.ids(result).reshape(-1)
+
+
+def start_point(problem: Problem) -> tuple[Tensor, Tensor]:
+    """x (n,) and u (m,) near the start of the first sample, in no special position."""
+    x0 = problem.x0.reshape(-1, problem.x0.shape[-1])[0]
+    lower, upper = (
+        None if b is None else [torch.as_tensor(b[0]).reshape(1, -1)]
+        for b in (problem.lower, problem.upper)
+    )
+    u = trial_controls(problem.control_dims[:1], lower, upper, x0)[0]
+    return moved(x0, 0.1), moved(u, 0.2)
 
 
 def moved(v: Tensor, size: float) -> Tensor:
