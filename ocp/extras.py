@@ -10,6 +10,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "progress": ("rich",),
     "mujoco": ("mujoco",),
     "native": ("ziglang",),
+    "nn": ("sklearn",),
+    "tensorboard": ("tensorboard",),
 }
 """Extra -> the modules it brings, by the names they are imported under."""
 

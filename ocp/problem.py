@@ -145,6 +145,33 @@ class Problem:
             object.__setattr__(problem, name, value)
         return problem
 
+    def refill(self, x0: Tensor, per_problem: Mapping[str, Tensor]) -> Problem:
+        """The same problem on other data: only these are looked at, so it costs microseconds.
+
+        Args:
+            x0: of the same columns, dtype and device; with shared controls of any number of rows.
+            per_problem: all of it, tensors that fit the rows of x0.
+
+        Raises:
+            ValueError: x0 has another form, or keys are missing or unknown.
+        """
+        old = self.x0
+        same = x0.dtype == old.dtype and x0.device == old.device and x0.shape[1:] == old.shape[1:]
+        if not same or x0.ndim != old.ndim or not (self.shared_controls or len(x0) == len(old)):
+            raise ValueError(
+                f"refill needs an x0 like the one there is, {tuple(old.shape)} {old.dtype} on "
+                f"{old.device}; got {tuple(x0.shape)} {x0.dtype} on {x0.device}."
+            )
+        if per_problem.keys() != self.per_problem.keys():
+            raise ValueError(
+                f"refill needs all of per_problem, {sorted(self.per_problem)}; got "
+                f"{sorted(per_problem)}."
+            )
+        problem = copy.copy(self)
+        object.__setattr__(problem, "x0", x0)
+        object.__setattr__(problem, "per_problem", dict(per_problem))
+        return problem
+
     def repeat(self, times: int) -> Problem:
         """``times`` copies in one batch, copy by copy: problem b of copy k is row k * B + b.
 

@@ -210,8 +210,12 @@ def default(problem: Problem, solver: Solver) -> Guess:
 
     Where the problem states a goal, its sizes are constant and the method closes gaps: the way to
     the goal in a third of the horizon, or weight continuation where that does not settle. Zero
-    controls otherwise.
+    controls otherwise. A dynamics that has controls of its own (`initial_controls`, the weights of
+    a network) starts from them.
     """
+    own = getattr(problem.dynamics, "initial_controls", None)
+    if own is not None:
+        return Guess(own())
     if problem.goal is None or not problem.uniform or not solver.accepts_gaps:
         return zero(problem, solver)
     if problem.shared_controls or solver.name == "lqr":

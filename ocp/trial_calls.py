@@ -55,8 +55,13 @@ _passed: Passed = {}  # what passed: the functions (no longer than they live), a
 def state_sizes(problem: Problem, us: Callable[[], Sequence[Tensor]]) -> tuple[int, ...]:
     """`check_functions`, once for the same functions on data of the same form.
 
-    So that a problem with another x0 costs nothing, in a receding horizon or a portfolio.
+    So that a problem with another x0 costs nothing, in a receding horizon or a portfolio. A
+    dynamics that was checked where it was made, and says its sizes for a number of columns of x0
+    (`declared_sizes`, a compiled network), is not tried.
     """
+    declared = getattr(problem.dynamics, "declared_sizes", None)
+    if declared is not None:
+        return declared(problem.x0.shape[-1])
     form = lambda v: (tuple(v.shape), v.dtype, v.device)
     key = (
         *(id(f) for f in (problem.dynamics, problem.cost)),

@@ -28,12 +28,16 @@ def make(problem: Problem, name: str = "auto") -> Engine:
 
     "auto" is what the environment variable OCP_ENGINE says, or else native where the problem can
     be compiled. Where it cannot, though its tensors are on the CPU, a warning says why, once for
-    each reason.
+    each reason. Dynamics with engines of their own (networks) are asked for any other name:
+    ``dynamics.make_engine(problem, name)``.
 
     Raises:
         ValueError: there is no engine of that name, or it cannot do the problem: says why.
     """
     chosen = os.environ.get("OCP_ENGINE", "auto") if name == "auto" else name
+    own = getattr(problem.dynamics, "make_engine", None)
+    if own is not None and chosen not in ("auto", "eager", "native"):
+        return own(problem, chosen)
     if chosen not in ("auto", "eager", "native"):
         raise ValueError(f"engine must be 'auto', 'eager' or 'native', got {chosen!r}.")
     if chosen == "eager":

@@ -144,6 +144,7 @@ class Engine(Protocol):
         damping: Tensor,
         curvature: Curvature | None,
         on_state: bool = False,
+        proximal: bool = False,
     ) -> Sweep: ...
     def follow(
         self, xs: Stages, us: Stages, gaps: Stages | None, policy: Policy, step_sizes: Tensor

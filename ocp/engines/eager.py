@@ -149,6 +149,7 @@ class Eager:
         damping: Tensor,
         curvature: Curvature | None,
         on_state: bool = False,
+        proximal: bool = False,
     ) -> Sweep:
         """Backward pass; bounds are met by the box-QP of each stage. See `riccati.sweep`."""
         box = None
@@ -157,7 +158,7 @@ class Eager:
                 each(torch.sub, self.problem.lower, us),
                 each(torch.sub, self.problem.upper, us),
             )
-        return riccati.sweep(expansion, gaps, damping, curvature, box, on_state)
+        return riccati.sweep(expansion, gaps, damping, curvature, box, on_state, proximal)
 
     def costates(self, expansion: Expansion) -> tuple[Stages, Stages]:
         """p and H_u, see `riccati.costates`."""

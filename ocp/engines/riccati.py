@@ -31,6 +31,7 @@ def sweep(
     curvature: Curvature | None,
     box: tuple[Stages, Stages] | None,
     on_state: bool,
+    proximal: bool = False,
 ) -> Sweep:
     """Turn a quadratic model of every stage into a policy and a value model.
 
@@ -39,9 +40,11 @@ def sweep(
         gaps: ``f(x[t], u[t]) - x[t+1]``, (B, n') for each t; None if there are none.
         damping: (B,) regularisation that shortens the step: added to the diagonal of Q_uu, or of
             V_xx inside Q_uu and Q_ux if ``on_state`` (Tassa 2012, eq. 10). It never enters the
-            value model.
+            value model, unless it is ``proximal``.
         curvature: the second-order term ``V_x . f_zz``, contracted; None for Gauss-Newton.
         box: what u may change by, (lo - u, hi - u) for each t; None without bounds.
+        proximal: the damping is a term 1/2 damping |du|^2 of every stage's cost, as for networks:
+            on Q_uu, in the value model and in the decrease that the model promises.
     """
     uniform = isinstance(expansion.fz, Tensor)
     T = len(expansion.fz)
@@ -66,9 +69,10 @@ def sweep(
         qx, qu = q[:, :n], q[:, n:]
         qxx, qux, quu = Q[:, :n, :n], Q[:, n:, :n], Q[:, n:, n:]
         limits = None if box is None else (box[0][t], box[1][t])
-        k, K, definite = gains(
-            *regularised(quu, qux, fz[..., :n], fz[..., n:], damping, on_state), qu, limits
-        )
+        damped = regularised(quu, qux, fz[..., :n], fz[..., n:], damping, on_state)
+        k, K, definite = gains(*damped, qu, limits)
+        if proximal:
+            quu = damped[0]
         failed = torch.where((failed < 0) & ~definite, t, failed)
         residual = torch.maximum(residual, projected(qu, limits))
         along = lz + matvec(fz.mT, p)
@@ -77,7 +81,8 @@ def sweep(
         quuk = matvec(quu, k)
         change = change + dot(k, qu + quuk / 2)
         # The value of this very policy, with the undamped Q_uu: the damping of a trajectory
-        # shortens the step but must not bias the model that earlier stages see.
+        # shortens the step but must not bias the model that earlier stages see. A proximal one
+        # is part of the model.
         vx = qx + matvec(K.mT, quuk + qu) + matvec(qux.mT, k)
         vxx = qxx + K.mT @ (quu @ K + qux) + qux.mT @ K
         vxx = (vxx + vxx.mT) / 2

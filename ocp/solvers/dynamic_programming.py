@@ -26,10 +26,12 @@ class ILQR(Solver):
     that problem (Barzilai, Borwein 1988). A fixed damping crawls there.
 
     Args:
-        regularisation: the damping goes on Q_uu ("control") or on V_xx ("state", Tassa 2012).
+        regularisation: the damping goes on Q_uu ("control") or on V_xx ("state", Tassa 2012), and
+            shortens the step only; or it is a term 1/2 damping |du|^2 of the model ("proximal"),
+            in the value and in the expected decrease, as for networks.
     """
 
-    regularisation: Literal["control", "state"] = "control"
+    regularisation: Literal["control", "state", "proximal"] = "control"
     name: ClassVar[str] = "ilqr"
     accepts_gaps: ClassVar[bool] = True
     damped: ClassVar[bool] = True
@@ -38,7 +40,8 @@ class ILQR(Solver):
     def recipe(self, state: State) -> Recipe | None:
         """What such an engine has to know; None where this step is not one it knows."""
         usual = type(self).decide is Solver.decide and type(self).direction is ILQR.direction
-        if not usual or self.mode is None or state.memory is not None:
+        trajectory = self.regularisation != "proximal"
+        if not usual or not trajectory or self.mode is None or state.memory is not None:
             return None
         limits = self.own_rules.limits(state.cost.dtype)
         return Recipe(self.mode, self.regularisation == "state", self.trials, tuple(limits))
@@ -101,10 +104,13 @@ class ILQR(Solver):
         memory: Tensor | None,
         first_order: Tensor,
     ) -> Sweep:
-        damping, on_state = state.damping, self.regularisation == "state"
+        damping = state.damping
         if memory is not None:
             damping = damping + torch.where(first_order, memory[2, :, 0], 0)
-        return state.engine.sweep(expansion, state.us, state.gaps, damping, curvature, on_state)
+        on_state, proximal = (self.regularisation == kind for kind in ("state", "proximal"))
+        return state.engine.sweep(
+            expansion, state.us, state.gaps, damping, curvature, on_state, proximal
+        )
 
 
 def secant(state: State, expansion: Expansion, lacking: Tensor) -> Tensor:

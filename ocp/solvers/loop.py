@@ -170,7 +170,13 @@ class Solver:
         sizes = self.step_sizes(state.cost)
         trials = engine.follow(state.xs, state.us, state.gaps, direction.policy, sizes)
         record = self.record(state, expansion, direction, trials)
-        return advance(state, direction, trials, self.decide(record, sizes))
+        return self.advance(state, direction, trials, self.decide(record, sizes))
+
+    def advance(
+        self, state: State, direction: Direction, trials: Trials, decision: Decision
+    ) -> State:
+        """See `advance`."""
+        return advance(state, direction, trials, decision)
 
     def recipe(self, state: State) -> engines.Recipe | None:
         """What an engine that makes whole iterations has to know; None: it cannot make them."""

@@ -172,9 +172,10 @@ class Native(Eager):
         damping: Tensor,
         curvature: Any,
         on_state: bool = False,
+        proximal: bool = False,
     ) -> Sweep:
-        if curvature is not None and not isinstance(curvature, SecondOrder):
-            return super().sweep(expansion, us, gaps, damping, curvature, on_state)
+        if proximal or (curvature is not None and not isinstance(curvature, SecondOrder)):
+            return super().sweep(expansion, us, gaps, damping, curvature, on_state, proximal)
         B = self.problem.batch
         given = [dense(v) for v in expansion[:5]]
         full = table = states = None

@@ -135,10 +135,12 @@ class Ensemble(Eager):
         damping: Tensor,
         curvature: Any,
         on_state: bool = False,
+        proximal: bool = False,
     ) -> Sweep:
-        known = curvature is None or isinstance(curvature, SecondOrder)
+        known = not proximal and (curvature is None or isinstance(curvature, SecondOrder))
         if not known or not isinstance(expansion, Augmented):
-            return super().sweep(expansion, us, gaps, damping, curvature, on_state)
+            given = expansion, us, gaps, damping, curvature
+            return super().sweep(*given, on_state, proximal)
         full = curvature is not None and (curvature.full is None or bool(curvature.full[0]))
         table = curvature.table if full else None
         return self.backward(expansion.xs, us, gaps, damping, full, table, on_state, True)[0]

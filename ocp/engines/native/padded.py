@@ -177,9 +177,10 @@ class Padded(Native):
         damping: Tensor,
         curvature: Any,
         on_state: bool = False,
+        proximal: bool = False,
     ) -> Sweep:
-        if curvature is not None and not isinstance(curvature, SecondOrder):
-            return Eager.sweep(self, expansion, us, gaps, damping, curvature, on_state)
+        if proximal or (curvature is not None and not isinstance(curvature, SecondOrder)):
+            return Eager.sweep(self, expansion, us, gaps, damping, curvature, on_state, proximal)
         if curvature is not None:
             wide = self.wide_x(curvature.xs), self.wide_u(curvature.us)
             curvature = SecondOrder(curvature, *wide, curvature.full, curvature.table)

@@ -1,0 +1,379 @@
+"""Batch DDP as a method of `ocp.solve`: the one loop, with its sweep in function space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ocp import engines
+from ocp.engines.base import Trials
+from ocp.problem import Problem
+from ocp.solution import Policy, Solution, Status, Value
+from ocp.solvers import ILQR
+from ocp.solvers.decide import Decision, Record, decide
+from ocp.solvers.loop import Direction, Solver, State
+from ocp_nn.coordinates import paper, proximal, stagewise
+from ocp_nn.cost import LossCost
+from ocp_nn.function_space import FunctionSpace
+from ocp_nn.matrix_free import matrix_free
+from ocp_nn.model import Model
+from ocp_nn.policy import FunctionPolicy, Source
+from ocp_nn.primal import gauss_newton_matrix, primal
+from ocp_nn.statistics import Maker, Memory, Scale, Settings, with_momentum
+
+FORMS = ("proximal", "paper", "stagewise", "gradient")
+SOLVERS = ("auto", "cholesky", "cg", "primal")
+SMALL = 300  # coordinates up to which a Cholesky factor a stage is cheapest
+_scales: WeakKeyDictionary[LossCost, dict[Any, tuple[Scale, ...]]] = WeakKeyDictionary()
+
+GAIN_MEMORY = 0.9  # of the running means of seen and promised decrease, batch to batch
+DRIFT = 1.1  # change of the damping from batch to batch
+DAMPING_RANGE = (1e-14, 1e10)
+
+
+@dataclass(frozen=True)
+class BatchDDP(ILQR):
+    """Gauss-Newton DDP of a network in function space, any metric: see `DDPOptimizer`.
+
+    Args:
+        metric: kind and options of D_t.
+        form: "proximal", ``Q_uu = D + Gauss-Newton``; "paper", ``Q_uu^{-1} := P``; "stagewise",
+            ``Q_ux = 0`` with the stage's own curvature; "gradient", ``Q_ux = 0`` and
+            ``Q_uu^{-1} = P``: the base method of the metric.
+        feedback: True follows the policy on the non-linear network; "linear" takes the step of a
+            linear roll-out, the damped Gauss-Newton step of the whole network; False leaves the
+            gains out of the roll-out.
+        lr: learning rate, or for each stage one of each parameter tensor.
+        damping: of the metric, see `statistics`; where damping is adaptive, the first.
+        adaptive: move the damping by how well the model predicted the last decrease (Levenberg,
+            Marquardt).
+        terminal_damping: eps_x, see `FunctionSpace`.
+        linear_solver: "cholesky", one factor (r, r) a stage; "cg", conjugate gradients; "primal",
+            one factor of the Hessian; "auto" for the cheapest.
+        cg_tolerance: relative residual; None for 1e-10 in float64, 1e-5 in float32.
+        cg_iterations: at most, a stage.
+        mini_batch: take the full step whatever it does to this very batch, and never stop.
+    """
+
+    metric: Settings = field(default_factory=Settings)
+    form: str = "proximal"
+    feedback: bool | str = True
+    lr: float | tuple[tuple[float, ...], ...] = 1.0
+    damping: float = 1.0
+    adaptive: bool = False
+    terminal_damping: float = 0.0
+    linear_solver: str = "auto"
+    cg_tolerance: float | None = None
+    cg_iterations: int = 200
+    mini_batch: bool = False
+    trials: int = 1
+    engine: str = "function-space"
+    regularisation: str = "proximal"  # type: ignore[assignment]
+    name: ClassVar[str] = "batch-ddp"
+    accepts_gaps: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("form", self.form, FORMS),
+            ("linear_solver", self.linear_solver, SOLVERS),
+            ("feedback", self.feedback, (True, False, "linear")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {known}, got {value!r}.")
+        if not 0 <= self.damping < float("inf"):
+            raise ValueError(f"damping must be >= 0 and finite, got {self.damping}.")
+        if self.form != "proximal" and self.linear_solver in ("cg", "primal"):
+            raise ValueError(
+                f"linear_solver={self.linear_solver!r} solves the proximal form; form "
+                f"{self.form!r} has no such system: 'auto'."
+            )
+        if self.form in ("paper", "stagewise") and self.feedback == "linear":
+            raise ValueError("feedback='linear' is of the proximal form.")
+
+    # -- the pieces of a step --------------------------------------------------------------------
+    def init(self, problem: Problem, controls: Any = None, states: Any = None) -> State:
+        state = super().init(problem, controls, states)
+        self.configure(state.engine)
+        return state._replace(damping=torch.full_like(state.damping, self.damping))
+
+    def configure(self, engine: Any) -> None:
+        if not isinstance(engine, FunctionSpace):
+            raise ValueError(f"{self.name} runs on the function-space engine, not {engine.name!r}.")
+        engine.terminal_damping = self.terminal_damping
+
+    def current(self, problem: Problem, state: State) -> State:
+        """On other data the activations are those of the present weights.
+
+        Where the damping adapts, it does so by what the last step did to these data: the batch it
+        was made for misleads, with fewer samples than weights its loss falls whatever the damping.
+        """
+        if state.engine.problem is problem:
+            return state
+        engine: Any = engines.make(problem, self.engine)
+        self.configure(engine)
+        xs = engine.rollout(state.us)
+        state = state._replace(engine=engine, xs=xs, cost=engine.total_cost(xs, state.us))
+        memory = state.memory
+        if not (self.adaptive and isinstance(memory, Memory) and memory.previous):
+            return state
+        before, promised = memory.previous
+        fell = float(engine.total_cost(engine.rollout(before), before) - state.cost)
+        old = memory.gain or (0.0, 0.0)
+        gain = tuple(
+            GAIN_MEMORY * a + (1 - GAIN_MEMORY) * b
+            for a, b in zip(old, (fell, promised), strict=True)
+        )
+        ratio = gain[0] / max(gain[1], 1e-300)
+        factor = 1 / DRIFT if ratio > 0.75 else DRIFT if not ratio >= 0.25 else 1.0
+        return state._replace(
+            damping=(state.damping * factor).clamp(*DAMPING_RANGE),
+            memory=replace(memory, gain=gain, previous=None),
+        )
+
+    def step(self, problem: Problem, state: State) -> State:
+        return Solver.step(self, problem, state)
+
+    def steps(self, problem: Problem, state: State, most: int) -> State:
+        return self.step(problem, state)
+
+    def direction(self, state: State, expansion: Model) -> Direction:  # type: ignore[override]
+        """The sweep. The residual, one more product a stage, is left out for mini-batches."""
+        memory = state.memory if isinstance(state.memory, Memory) else Memory()
+        model, kept = expansion, None
+        if self.metric.kind == "adam":
+            model, kept = with_momentum(expansion, self.metric, memory)
+        scales = self.scales(state.engine, model)
+        maker = Maker(self.metric, model, memory, scales, float(state.damping), kept)
+        source = self.sweep_of(model, maker)
+        decrease = source.decrease.reshape(1)
+        residual = torch.full_like(decrease, torch.inf)
+        if not self.mini_batch:
+            residual = torch.stack([model.gradient(t).abs().amax() for t in model.active]).amax()[
+                None
+            ]
+        return Direction(
+            policy=FunctionPolicy(model, source),  # type: ignore[arg-type]
+            slope=-2 * decrease,
+            curvature=2 * decrease,
+            residual=residual,
+            usable=source.definite.reshape(1),
+            sweeps=1,
+            memory=maker.next_memory,  # type: ignore[arg-type]
+        )
+
+    def sweep_of(self, model: Model, maker: Maker) -> Source:
+        if self.form == "paper" and self.metric.kind != "gauss_newton":
+            return paper(model, maker, bool(self.feedback))
+        if self.form in ("stagewise", "gradient"):
+            return stagewise(model, maker, self.form == "stagewise")
+        chosen = self.chosen(model)
+        if chosen == "cholesky":
+            return proximal(model, maker, self.feedback)
+        if chosen == "primal":
+            if "hessian" not in model.cache:
+                model.cache["hessian"] = gauss_newton_matrix(model)
+            return primal(model, maker, self.feedback, model.cache["hessian"])
+        double = model.rho.dtype == torch.float64
+        tolerance = self.cg_tolerance or (1e-10 if double else 1e-5)
+        return matrix_free(model, maker, self.feedback, tolerance, self.cg_iterations)
+
+    def chosen(self, model: Model) -> str:
+        """The linear solver that "auto" stands for."""
+        if self.linear_solver != "auto":
+            return self.linear_solver
+        if model.parameters < model.r and self.metric.statistics != "value":
+            return "primal"
+        return "cholesky" if model.r <= SMALL else "cg"
+
+    def scales(self, engine: Any, model: Model) -> tuple[Scale, ...]:
+        """Learning rates and L_uu of every stage."""
+        cost, own = engine.cost, self.form != "paper" or self.metric.kind == "gauss_newton"
+        known = _scales.setdefault(cost, {})
+        if (self.lr, own) in known:
+            return known[self.lr, own]
+        scales = []
+        for t, stage in enumerate(engine.network.stages):
+            sizes = tuple(p.stop - p.start for p in stage.parameters)
+            lr = (self.lr,) * len(sizes) if isinstance(self.lr, float | int) else self.lr[t]
+            extra, values = None, (0.0,) * len(sizes)
+            decay = cost.decay[t]
+            if own and isinstance(decay, Tensor):
+                values = tuple(float(decay[p.start]) for p in stage.parameters)
+            elif own:
+                values = (float(decay),) * len(sizes)
+            if own and cost.regulariser is not None and sizes:
+                extra = cost.control_diagonal(model.us[t], t)
+            scales.append(Scale(lr, sizes, values, extra))
+        if cost.regulariser is None:
+            known.clear()  # one learning rate at a time
+            known[self.lr, own] = tuple(scales)
+        return tuple(scales)
+
+    def record(  # type: ignore[override]
+        self, state: State, expansion: Model, direction: Direction, trials: Trials
+    ) -> Record:
+        if self.mini_batch:
+            fine = trial_finite = torch.isfinite(trials.cost[0])
+            trial_finite = trial_finite[None]
+        else:
+            fine = torch.isfinite(state.cost) & torch.isfinite(direction.slope)
+            trial_finite = torch.isfinite(trials.cost)
+        return Record(
+            cost=state.cost,
+            gap=state.gap,
+            slope=direction.slope,
+            curvature=direction.curvature,
+            residual=direction.residual,
+            usable=direction.usable,
+            finite=fine,
+            trial_cost=trials.cost,
+            trial_finite=trial_finite,
+            start_cost=state.start_cost,
+            damping=state.damping,
+            penalty=state.penalty,
+            second_order=state.second_order,
+            weak=state.weak,
+            status=state.status,
+            iterations=state.iterations,
+        )
+
+    def decide(self, record: Record, step_sizes: Tensor) -> Decision:
+        if self.mini_batch:
+            return self.take(record, step_sizes)
+        rules = replace(
+            self.own_rules,
+            damping_start=max(self.damping, 1.0),
+            damping_min=1e-12,
+            first_damping=0.0,
+        )
+        decision = decide(record, step_sizes, rules)
+        if not self.adaptive:
+            return decision._replace(damping=record.damping)
+        return decision._replace(damping=self.marquardt(record, decision))
+
+    def take(self, record: Record, step_sizes: Tensor) -> Decision:
+        """The whole step, unless it is not finite."""
+        fine = record.usable & record.finite
+        return Decision(
+            choice=record.weak,
+            accepted=fine,
+            step_size=step_sizes,
+            expected=-record.slope / 2,
+            decrease=record.cost - record.trial_cost[0],
+            damping=record.damping,
+            penalty=record.penalty,
+            second_order=record.second_order,
+            weak=record.weak,
+            status=self.after_step(record, bool(fine)),
+            iterations=record.iterations + 1,
+            rollouts=record.iterations,
+        )
+
+    def after_step(self, record: Record, fine: bool) -> Tensor:
+        """Status after a step of a mini-batch."""
+        if not fine:
+            return torch.full_like(record.status, int(Status.NON_FINITE))
+        if int(record.iterations) + 1 >= self.rules.max_iterations:
+            return torch.full_like(record.status, int(Status.MAX_ITERATIONS))
+        return record.status
+
+    def marquardt(self, record: Record, decision: Decision) -> Tensor:
+        """Damping after the gain ratio of this step (Marquardt 1963; Nielsen 1999)."""
+        ratio = (record.cost - record.trial_cost[0]) / (-record.slope / 2).clamp_min(1e-300)
+        factor = torch.where(ratio > 0.75, 1 / 3, torch.where(ratio < 0.25, 2.0, 1.0))
+        factor = torch.where(decision.accepted, factor, 4.0)
+        return (record.damping * factor).clamp(*DAMPING_RANGE)
+
+    def advance(
+        self, state: State, direction: Direction, trials: Trials, decision: Decision
+    ) -> State:
+        if not self.mini_batch:
+            after = super().advance(state, direction, trials, decision)
+            if not bool(decision.accepted):  # the very lists, so that the model is not made again
+                after = after._replace(xs=state.xs, us=state.us)
+            return after
+        if not bool(decision.accepted):
+            fault = Memory(fault=locate(state, trials))
+            if isinstance(state.memory, Memory):
+                fault = replace(state.memory, fault=fault.fault)
+            return state._replace(
+                status=decision.status,
+                iterations=decision.iterations,
+                memory=fault,  # type: ignore[arg-type]
+            )
+        memory = direction.memory
+        if self.adaptive and isinstance(memory, Memory):
+            memory = replace(memory, previous=(list(state.us), float(decision.expected)))
+        return state._replace(
+            xs=[x[0] for x in trials.xs],
+            us=[u[0] for u in trials.us],
+            cost=trials.cost[0],
+            status=decision.status,
+            iterations=decision.iterations,
+            memory=memory,
+        )
+
+    @torch.no_grad()
+    def result(self, problem: Problem, state: State) -> Solution:
+        """The weights and their gradient; no gains (m, B n) and no value Hessian (B n, B n)."""
+        engine: Any = state.engine
+        model = engine.expand(state.xs, state.us)
+        gradients = [model.gradient(t).abs().amax() for t in model.active]
+        residual = torch.stack(gradients).amax() if gradients else state.cost.new_zeros(())
+        status, memory = Status(int(state.status)), state.memory
+        texts = {
+            Status.CONVERGED: "converged",
+            Status.MAX_ITERATIONS: f"stopped after {int(state.iterations)} iterations",
+            Status.STALLED: f"no step accepted up to damping {float(state.damping):.0e}",
+            Status.PRECISION: "nothing left to gain above the rounding of the cost",
+            Status.NON_FINITE: f"not finite: {memory.fault if isinstance(memory, Memory) else ''}",
+        }
+        controls = [u[0] for u in state.us]
+        states = engine.split(state.xs)
+        keys = state.rows[0].keys() if state.rows else ()
+        return Solution(
+            states=states,
+            controls=controls,
+            costates=[
+                model.costate(t) if model.ys[t] is not None else None for t in range(len(states))
+            ],
+            cost=state.cost[0],
+            policy=Policy(states=states, controls=controls, k=None, K=None),
+            value=Value(None, None),
+            status=status,
+            message=f"{texts.get(status, status.name.lower())}: residual {float(residual):.1e}",
+            residual=residual,
+            hamiltonian_residual=residual,
+            gap=torch.zeros_like(state.cost[0]),
+            iterations=state.iterations[0],
+            rollouts=state.rollouts[0],
+            sweeps=state.sweeps[0],
+            history={key: torch.cat([row[key] for row in state.rows])[:, 0] for key in keys},
+            seconds=0.0,
+            method=self.name,
+            engine=engine.name,
+            problem_name=problem.name,
+        )
+
+
+def locate(state: State, trials: Trials) -> str:
+    """The first quantity of a refused step that is not finite, by the name of its layer."""
+    engine: Any = state.engine
+    if not bool(torch.isfinite(state.cost)):
+        for t, x in enumerate(state.xs):
+            if not bool(torch.isfinite(x).all()):
+                stage = engine.network.stages[max(t - 1, 0)]
+                return f"the output of stage {t - 1} ({stage.name}), before the step"
+        return "the loss before the step"
+    for t, stage in enumerate(engine.network.stages):
+        if not bool(torch.isfinite(trials.us[t]).all()):
+            return f"the new weights of stage {t} ({stage.name})"
+        if not bool(torch.isfinite(trials.xs[t + 1]).all()):
+            return f"the output of stage {t} ({stage.name}) with the new weights"
+    if not bool(torch.isfinite(trials.cost).all()):
+        return "the loss with the new weights"
+    return "a curvature matrix of the sweep, which is not positive definite"

@@ -1,0 +1,258 @@
+"""How one stage ``X' = F(X, u)`` is evaluated and differentiated, the whole batch at a time.
+
+`Form` takes any stage, by `torch.func`. The stages that make up most networks have closed forms of
+the same products (`LinearForm`, `PointwiseForm`): these are what the cost of a step hangs on, and
+they are tested against `Form`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import vjp, vmap
+
+from ocp_nn.cotangents import Cotangents
+from ocp_nn.kernels import activation_kernel, linear_kernel, linear_rows, rows_kernel
+from ocp_nn.metrics import Isotropic, Metric, as_vector, with_one
+
+
+class Form:
+    """Products with the derivatives of a stage.
+
+    Attributes:
+        stage: the map of X (B, n) and u (m,) to (B, n').
+        m: size of its controls.
+        couples: whether it couples samples.
+    """
+
+    def __init__(self, stage: Any) -> None:
+        self.stage, self.m, self.couples = stage, stage.m, stage.couples_samples
+
+    def forward(self, X: Tensor, u: Tensor) -> Tensor:
+        return self.stage(X, u)
+
+    def pull(self, X: Tensor, after: Tensor, u: Tensor, Y: Cotangents) -> Cotangents:
+        """``F_X' Y``; ``after`` is F(X, u)."""
+        if self.couples:
+            Y = Y.couple()
+        with torch.enable_grad():
+            _, product = reverse(lambda x: self.stage(x, u), X)
+            rows = vmap(product, in_dims=1, out_dims=1)(Y.rows)
+        return Cotangents(rows.detach(), Y.coupled)
+
+    def pull_one(self, X: Tensor, after: Tensor, u: Tensor, V: Tensor) -> Tensor:
+        """``F_X' V`` of one cotangent a sample: (B, n') -> (B, n)."""
+        with torch.enable_grad():
+            _, product = reverse(lambda x: self.stage(x, u), X)
+            return product(V).detach()
+
+    def gradient(self, X: Tensor, u: Tensor, V: Tensor) -> Tensor:
+        """``F_u' V``: (B, n') -> (m,)."""
+        with torch.enable_grad():
+            _, product = reverse(lambda v: self.stage(X, v), u)
+            return product(V).detach()
+
+    def push(self, X: Tensor, u: Tensor, du: Tensor) -> Tensor:
+        """``F_u du``: (m,) -> (B, n')."""
+        return forward_product(lambda v: self.stage(X, v), u, du)
+
+    def push_state(self, X: Tensor, u: Tensor, dX: Tensor) -> Tensor:
+        """``F_X dX``: (B, n) -> (B, n')."""
+        return forward_product(lambda x: self.stage(x, u), X, dX)
+
+    def rows(self, X: Tensor, u: Tensor, Y: Cotangents) -> Tensor:
+        """``Y' F_u``, per-sample gradients: (r, m)."""
+        if self.couples:
+            Y = Y.couple()
+        with torch.enable_grad():
+            if Y.coupled:
+                _, product = reverse(lambda v: self.stage(X, v), u)
+                return vmap(product, in_dims=1)(Y.rows).detach()
+
+            def one(x: Tensor, cotangents: Tensor) -> Tensor:
+                _, product = reverse(lambda v: self.stage(x[None], v)[0], u)
+                return vmap(product)(cotangents)
+
+            return vmap(one)(X, Y.rows).flatten(0, 1).detach()
+
+    def kernel(self, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric) -> Tensor:
+        """``Gamma = Y' F_u P F_u' Y``: (r, r)."""
+        return rows_kernel(self.rows(X, u, Y), metric)
+
+    def operator(
+        self, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric
+    ) -> Callable[[Tensor], Tensor]:
+        """``z -> Gamma z`` without Gamma: one product with F_u' and one with F_u."""
+
+        def product(z: Tensor) -> Tensor:
+            g = metric.apply(self.gradient(X, u, Y.apply(z)))
+            return Y.adjoint(self.push(X, u, g))
+
+        return product
+
+
+def reverse(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """f(x), and the product of a cotangent with its derivative."""
+    y, product, *_ = vjp(f, x)
+    return y, lambda V: product(V)[0]
+
+
+def forward_product(f: Callable[[Tensor], Tensor], x: Tensor, dx: Tensor) -> Tensor:
+    """``f_x dx``, by differentiating the reverse product: forward mode lacks some operations."""
+    with torch.enable_grad():
+        y, product = reverse(f, x)
+        _, transposed = reverse(product, torch.zeros_like(y))
+        return transposed(dx).detach()
+
+
+class LinearForm(Form):
+    """``X' = X W' + b``, u = (W row by row, b)."""
+
+    def __init__(self, stage: Any, outputs: int, inputs: int, has_bias: bool) -> None:
+        super().__init__(stage)
+        self.outputs, self.inputs, self.has_bias = outputs, inputs, has_bias
+
+    def activations(self, X: Tensor) -> Tensor:
+        """What the weight acts on: (B, n)."""
+        return X
+
+    def outgoing(self, Y: Cotangents) -> Cotangents:
+        """Cotangents of what the weight gives."""
+        return Y
+
+    def weight(self, u: Tensor) -> Tensor:
+        return u[: self.outputs * self.inputs].view(self.outputs, self.inputs)
+
+    def forward(self, X: Tensor, u: Tensor) -> Tensor:
+        bias = u[self.outputs * self.inputs :] if self.has_bias else None
+        return F.linear(X, self.weight(u), bias)
+
+    def pull(self, X: Tensor, after: Tensor, u: Tensor, Y: Cotangents) -> Cotangents:
+        return Cotangents(Y.rows @ self.weight(u), Y.coupled)
+
+    def pull_one(self, X: Tensor, after: Tensor, u: Tensor, V: Tensor) -> Tensor:
+        return V @ self.weight(u)
+
+    def gradient(self, X: Tensor, u: Tensor, V: Tensor) -> Tensor:
+        G = (V.mT @ X).view(-1)
+        return torch.cat((G, V.sum(dim=0))) if self.has_bias else G
+
+    def push(self, X: Tensor, u: Tensor, du: Tensor) -> Tensor:
+        return self.forward(X, du)
+
+    def rows(self, X: Tensor, u: Tensor, Y: Cotangents) -> Tensor:
+        J = linear_rows(with_one(X, self.has_bias), Y.rows, Y.coupled)
+        return as_vector(J.unflatten(-1, (self.outputs, -1)), self.has_bias)
+
+    def kernel(self, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric) -> Tensor:
+        return linear_kernel(X, Y, metric, self.outputs, self.has_bias)
+
+    def operator(
+        self, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric
+    ) -> Callable[[Tensor], Tensor]:
+        """With an isotropic P through the (B, B) kernel of the activations, whatever m is."""
+        if not isinstance(metric, Isotropic):
+            return Form.operator(self, X, u, Y, metric)
+        K = activation_kernel(X, metric, self.has_bias)
+        return lambda z: Y.adjoint(K @ Y.apply(z))
+
+
+class AugmentedLinearForm(LinearForm):
+    """A linear layer from some columns of the state to some columns of the next; others pass by."""
+
+    def __init__(self, stage: Any, layout: Any) -> None:
+        super().__init__(stage, layout.outputs, layout.inputs, layout.has_bias)
+        self.layout = layout
+
+    forward, pull, pull_one = Form.forward, Form.pull, Form.pull_one
+
+    def activations(self, X: Tensor) -> Tensor:
+        return X[:, self.layout.in_columns]
+
+    def outgoing(self, Y: Cotangents) -> Cotangents:
+        return Cotangents(Y.rows[..., self.layout.out_columns], Y.coupled)
+
+    def gradient(self, X: Tensor, u: Tensor, V: Tensor) -> Tensor:
+        return super().gradient(self.activations(X), u, V[:, self.layout.out_columns])
+
+    def push(self, X: Tensor, u: Tensor, du: Tensor) -> Tensor:
+        moved = X.new_zeros(X.shape[0], self.stage.n_out)
+        moved[:, self.layout.out_columns] = LinearForm.forward(self, self.activations(X), du)
+        return moved
+
+    def rows(self, X: Tensor, u: Tensor, Y: Cotangents) -> Tensor:
+        return super().rows(self.activations(X), u, self.outgoing(Y))
+
+    def kernel(self, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric) -> Tensor:
+        return super().kernel(self.activations(X), u, self.outgoing(Y), metric)
+
+    def operator(
+        self, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric
+    ) -> Callable[[Tensor], Tensor]:
+        if not isinstance(metric, Isotropic):
+            return Form.operator(self, X, u, Y, metric)
+        return super().operator(self.activations(X), u, self.outgoing(Y), metric)
+
+
+class PointwiseForm(Form):
+    """Activations without parameters: F_X is diagonal."""
+
+    def slope(self, X: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = X.detach().requires_grad_()
+            y = self.stage(x, x.new_empty(0))
+            return torch.autograd.grad(y, x, torch.ones_like(y))[0]
+
+    def pull(self, X: Tensor, after: Tensor, u: Tensor, Y: Cotangents) -> Cotangents:
+        return Cotangents(Y.rows * self.slope(X)[:, None], Y.coupled)
+
+    def pull_one(self, X: Tensor, after: Tensor, u: Tensor, V: Tensor) -> Tensor:
+        return V * self.slope(X)
+
+
+BACKWARD: dict[tuple[str, ...], Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    ("Tanh",): lambda V, x, y: torch.ops.aten.tanh_backward(V, y),
+    ("Sigmoid",): lambda V, x, y: torch.ops.aten.sigmoid_backward(V, y),
+    ("ReLU",): lambda V, x, y: torch.ops.aten.threshold_backward(V, y, 0),
+}
+"""Product of a cotangent with the derivative, from argument and value: one kernel each."""
+
+FORWARD: dict[tuple[str, ...], Callable[[Tensor], Tensor]] = {
+    ("Tanh",): torch.tanh,
+    ("Sigmoid",): torch.sigmoid,
+    ("ReLU",): torch.relu,
+}
+
+
+class PlainForm(PointwiseForm):
+    """One of the activations of `FORWARD`, called without the stage's book-keeping."""
+
+    def __init__(self, stage: Any) -> None:
+        super().__init__(stage)
+        kind = tuple(stage.layers)
+        self.function, self.backward = FORWARD[kind], BACKWARD[kind]
+
+    def forward(self, X: Tensor, u: Tensor) -> Tensor:
+        return self.function(X)
+
+    def pull(self, X: Tensor, after: Tensor, u: Tensor, Y: Cotangents) -> Cotangents:
+        return Cotangents(self.backward(Y.rows, X[:, None], after[:, None]), Y.coupled)
+
+    def pull_one(self, X: Tensor, after: Tensor, u: Tensor, V: Tensor) -> Tensor:
+        return self.backward(V, X, after)
+
+
+def form_of(stage: Any) -> Form:
+    """The closed form of a `Stage` where it has one, else `Form`."""
+    layout = stage.linear
+    if layout is not None and not stage.couples_samples:
+        if stage.plain_linear:
+            return LinearForm(stage, layout.outputs, layout.inputs, layout.has_bias)
+        return AugmentedLinearForm(stage, layout)
+    if stage.elementwise and not stage.couples_samples:
+        return PlainForm(stage) if tuple(stage.layers) in FORWARD else PointwiseForm(stage)
+    return Form(stage)

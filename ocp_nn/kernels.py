@@ -1,0 +1,90 @@
+"""Kernels of a stage, ``Gamma = Y' F_u P F_u' Y`` (r, r), without forming F_u or P.
+
+For a linear stage every metric gives a sum of products of a kernel of the cotangents and a kernel
+of the activations:
+
+    Gamma[(i,c),(j,d)] = sum_a  <y_ic, y_jd>_a  K_a[i, j]
+
+with one term for an isotropic or Kronecker P, and one a row of the weight for a diagonal P or one
+diagonal in a Kronecker eigenbasis (EKFAC). Other stages: J = the rows Y' F_u, Gamma = J P J'.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ocp_nn.cotangents import Cotangents
+from ocp_nn.metrics import (
+    Diagonal,
+    Eigenbasis,
+    Isotropic,
+    Kronecker,
+    Metric,
+    as_matrix,
+    with_one,
+)
+
+CHUNK = 2**24  # entries of an intermediate: bounds memory, costs nothing below
+
+
+def rows_kernel(J: Tensor, metric: Metric) -> Tensor:
+    """``J P J'``; J (r, m)."""
+    return metric.apply(J) @ J.mT
+
+
+def linear_kernel(X: Tensor, Y: Cotangents, metric: Metric, outputs: int, has_bias: bool) -> Tensor:
+    """Of a linear stage with activations X (B, n) and cotangents Y (., ., n') of its outputs."""
+    if isinstance(metric, Isotropic):
+        return product_kernel(Y, Y.rows, activation_kernel(X, metric, has_bias))
+    if isinstance(metric, Kronecker):
+        Z = metric.left_inverse(Y.rows.flatten(0, 1)).view_as(Y.rows)
+        return product_kernel(Y, Z, metric.right_inner(with_one(X, has_bias)))
+    X = with_one(X, has_bias)
+    if isinstance(metric, Eigenbasis):
+        rotated = Cotangents(Y.rows @ metric.left, Y.coupled)
+        return sum_kernel(X @ metric.right, rotated, metric.p)
+    if isinstance(metric, Diagonal):
+        return sum_kernel(X, Y, as_matrix(metric.p, outputs, has_bias))
+    raise TypeError(f"no kernel of a linear stage for the metric {type(metric).__name__}.")
+
+
+def activation_kernel(X: Tensor, metric: Isotropic, has_bias: bool) -> Tensor:
+    """``p_weight x_i'x_j + p_bias``: (B, B)."""
+    if not has_bias:
+        return metric.values[0] * (X @ X.mT)
+    ones = X.new_full((1, 1), metric.values[1])
+    return torch.addmm(ones, X, X.mT, alpha=metric.values[0])
+
+
+def product_kernel(Y: Cotangents, Z: Tensor, K: Tensor) -> Tensor:
+    """``<y_ic, z_jd> K_ij``, or where samples are coupled the sum of it over i and j: (r, r)."""
+    B, k, n = Y.rows.shape
+    if Y.coupled:
+        KZ = (K @ Z.reshape(B, k * n)).view(B, k, n)
+        return Y.rows.movedim(1, 0).reshape(k, B * n) @ KZ.movedim(1, 0).reshape(k, B * n).mT
+    inner = Y.rows.reshape(B * k, n) @ Z.reshape(B * k, n).mT
+    return inner.view(B, k, B, k).mul_(K[:, None, :, None]).view(B * k, B * k)
+
+
+def sum_kernel(X: Tensor, Y: Cotangents, p: Tensor) -> Tensor:
+    """``sum_a y_ica y_jda sum_b p_ab x_ib x_jb``; p (n', n): diagonal of P as a matrix."""
+    B, k, n = Y.rows.shape
+    if Y.coupled:
+        J = linear_rows(X, Y.rows, coupled=True)
+        return (J * p.reshape(-1)) @ J.mT
+    blocks, step = [], max(1, CHUNK // (B * max(X.shape[1], k * n)))
+    for i in range(0, B, step):
+        left = slice(i, i + step)
+        K = (X[left, None] * X).flatten(0, 1) @ p.mT  # (b B, n'): K_a[i, j] for each a
+        weighted = Y.rows[left, None] * K.view(-1, B, 1, n)  # (b, B, k, n')
+        block = torch.matmul(weighted, Y.rows.mT)  # (b, B, k, k)
+        blocks.append(block.movedim(1, 2).reshape(-1, B * k))
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+
+def linear_rows(X: Tensor, rows: Tensor, coupled: bool) -> Tensor:
+    """Rows Y' F_u in the order of matrix entries, (r, n' n); X with its 1 where there is a bias."""
+    if coupled:
+        return torch.einsum("ica,ib->cab", rows, X).flatten(1)
+    return (rows[..., None] * X[:, None, None, :]).flatten(2).flatten(0, 1)

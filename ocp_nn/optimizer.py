@@ -1,0 +1,361 @@
+"""`DDPOptimizer`: one step of batch DDP for each mini-batch, as a `torch.optim.Optimizer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ocp.problem import Problem
+from ocp.solution import Status
+from ocp.solvers.loop import State
+from ocp_nn.batch_ddp import BatchDDP
+from ocp_nn.compile import Inputs, compile, network_of, samples_of, with_data
+from ocp_nn.function_space import mean_loss
+from ocp_nn.losses import Loss
+from ocp_nn.statistics import DAMPING, METRICS, Memory, Settings
+
+KEY = "ddp"  # of what is ours in a state_dict
+
+
+class DivergedError(FloatingPointError):
+    """A step was not finite; the model has the weights of before.
+
+    Attributes:
+        step: number of the step, from 1.
+        fault: what was not finite, with stage and layer.
+    """
+
+    def __init__(self, step: int, fault: str) -> None:
+        super().__init__(
+            f"step {step} diverged: {fault}. The model keeps the weights of before the step; a "
+            "larger damping or a smaller lr shortens the steps."
+        )
+        self.step, self.fault = step, fault
+
+
+class DDPOptimizer(torch.optim.Optimizer):
+    """Differential dynamic programming of a network, its layers as stages.
+
+    ``step(inputs, targets)`` compiles the network once, then makes one `ocp` solver step on that
+    problem with each batch's data. Source: Liu, Chen, Theodorou, "DDPNOpt" (ICLR 2021).
+
+    Args:
+        model: see `ocp_nn.compile`; in training or evaluation mode as it is at each step.
+        loss: "cross_entropy", "binary_cross_entropy", "mse", "huber", a torch loss or a function.
+        lr: scales the metric, ``D = L_uu + (M + damping I) / lr``; what schedulers move.
+        metric: M: "gauss_newton" (0), "sgd" (I), "rmsprop", "adam", "kfac" or "ekfac".
+        form: "proximal", ``Q_uu = D + Gauss-Newton``; "paper", ``Q_uu^{-1} = D^{-1}`` (eq. 15; with
+            "gauss_newton" both are the same); "stagewise", stage-wise Newton; "gradient", the base
+            method of the metric, without any coupling of the stages.
+        feedback: True, "linear" (the damped Gauss-Newton step) or False; see `BatchDDP`.
+        damping: a number, None for the metric's default, or "adaptive": Levenberg-Marquardt,
+            judged on the same data if ``full_batch``, on the next batch if not.
+        terminal_damping: eps_x in ``Phi_XX + eps_x I / B``.
+        weight_decay: as in torch: its gradient is ``weight_decay u``; its curvature is in Q_uu.
+        line_search: halve the step until this batch's loss falls enough.
+        solver: "auto", "cholesky", "cg" or "primal", see `BatchDDP`.
+        full_batch: every step gets the whole set: steps that raise its loss are refused.
+        statistics, decay, momentum, refresh: of the metric, see `statistics.Settings`.
+        params: parameter groups, as for any optimiser; None for one group with all parameters.
+        batch_norm, dropout: see `ocp_nn.compile`; ``dropout`` is the first seed.
+
+    Raises:
+        ValueError, TypeError: an argument, naming what it got and what it needs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: str | Loss | Callable[[Tensor, Tensor], Tensor] = "cross_entropy",
+        lr: float = 1.0,
+        *,
+        metric: str = "gauss_newton",
+        form: str = "proximal",
+        feedback: bool | str = True,
+        damping: float | str | None = None,
+        terminal_damping: float = 0.0,
+        weight_decay: float = 0.0,
+        line_search: bool = False,
+        solver: str = "auto",
+        full_batch: bool = False,
+        statistics: str = "fisher",
+        decay: float = 0.95,
+        momentum: float = 0.9,
+        refresh: int = 20,
+        params: Iterable[Any] | None = None,
+        batch_norm: str = "exact",
+        dropout: int | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}.")
+        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+            check_number(name, value)
+        if isinstance(damping, str) and damping != "adaptive":
+            raise ValueError(f"damping must be a number or 'adaptive', got {damping!r}.")
+        names = {p: n for n, p in model.named_parameters() if p.requires_grad}
+        if not names:
+            raise ValueError("model has no trainable parameters.")
+        super().__init__(
+            list(names) if params is None else params, {"lr": lr, "weight_decay": weight_decay}
+        )
+        if missing := sorted(names[p] for p in names.keys() - set(self.parameters())):
+            raise ValueError(
+                f"params lacks {missing}: every trainable parameter of the model is a control. "
+                "Freeze those that should stay: requires_grad_(False)."
+            )
+        self.model, self.loss, self.names = model, loss, names
+        settings = Settings(metric, statistics, decay, momentum, refresh)
+        adaptive = damping == "adaptive"
+        assert metric in METRICS
+        start = DAMPING[metric] if damping is None or isinstance(damping, str) else damping
+        self.solver = BatchDDP(
+            metric=settings,
+            form=form,
+            feedback=feedback,
+            damping=float(start),
+            adaptive=adaptive,
+            terminal_damping=terminal_damping,
+            linear_solver=solver,
+            mini_batch=not (line_search or full_batch),
+            trials=8 if line_search else 1,
+        )
+        self.batch_norm, self.dropout = batch_norm, dropout
+        self.modules = list(model.modules())
+        self.steps, self.batch_norms = 0, False
+        self.problem: Problem | None = None
+        self.solver_state: State | None = None
+        self.places: list[tuple[Tensor, int, int, int]] = []
+        self._restored: dict[str, Any] | None = None
+        self._shape: tuple[Any, ...] = ()
+        self._given: tuple[Any, ...] = ()
+        self._versions: tuple[tuple[int, int], ...] = ()
+        self._written: tuple[int, ...] = ()
+        self._rates: tuple[float, ...] = ()
+
+    def parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    # -- the step ------------------------------------------------------------------------------
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self,
+        inputs: Inputs | Callable[[], Any],
+        targets: Tensor | None = None,
+        closure: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
+        """One step on a batch.
+
+        Args:
+            inputs: (B, ...), or a tuple of such; or a closure that returns inputs and targets.
+            targets: (B, ...), as the loss wants them.
+            closure: evaluated first, as torch's optimisers do; its value is returned instead.
+
+        Returns:
+            The mean loss of the batch before the step.
+
+        Raises:
+            DivergedError: the step was not finite; the weights are those of before.
+            ValueError, TypeError: the batch does not fit the model or the loss, or is not finite.
+        """
+        if targets is None:
+            inputs, targets = from_closure(inputs)
+        value = None
+        if closure is not None:
+            with torch.enable_grad():
+                value = closure()
+        assert not callable(inputs)
+        problem = self.prepared(inputs, targets)
+        solver = self.solver_now()
+        state = solver.current(problem, self.begin(problem, solver))
+        engine: Any = state.engine
+        loss = state.cost[0]
+        if engine.cost.regularised:
+            loss = mean_loss(engine.cost.loss, state.xs[-1].view(engine.samples, -1), engine.target)
+        self.steps += 1
+        after = solver.step(problem, state)
+        if int(after.status) == Status.NON_FINITE:
+            self.solver_state = state
+            memory = after.memory
+            fault = memory.fault if isinstance(memory, Memory) else ""
+            raise DivergedError(self.steps, fault or "the loss or its derivatives")
+        if self.batch_norms:
+            engine.network.update_running_statistics(engine.inputs, [u[0] for u in state.us])
+        self.solver_state = after
+        self.write(after)
+        return loss if value is None else value
+
+    # -- what a step starts from -----------------------------------------------------------------
+    def prepared(self, inputs: Inputs, targets: Tensor) -> Problem:
+        """The compiled problem with these data: the one of before if they are the same tensors."""
+        given = (*(inputs if isinstance(inputs, list | tuple) else (inputs,)), targets)
+        versions = tuple((id(v), v._version) for v in given if isinstance(v, Tensor))
+        shape = (
+            tuple(m.training for m in self.modules),
+            tuple((v.shape[1:], v.dtype, v.device) for v in given if isinstance(v, Tensor)),
+            self.decays(),
+        )
+        if self.problem is None or self._shape != shape:
+            self.problem = compile(
+                self.model, self.loss, inputs, targets, weight_decay=dict(self.decays()),
+                batch_norm=self.batch_norm, dropout=self.seed(),
+            )  # fmt: skip
+            self._shape, self.places = shape, places_of(self.problem, self.model)
+            self.batch_norms = any(isinstance(m, _BatchNorm) and m.training for m in self.modules)
+        elif versions == self._versions and self.dropout is None:
+            return self.problem
+        else:
+            self.problem = with_data(self.problem, inputs, targets, seed=self.seed())
+            if self.batch_norms and self.batch_norm == "frozen":
+                network = network_of(self.problem)
+                network.freeze(samples_of(self.problem)[0], network.pack())
+        self._given, self._versions = given, versions  # kept alive: an id is not used again
+        return self.problem
+
+    def seed(self) -> int | None:
+        """Of this step's dropout masks."""
+        return None if self.dropout is None else self.dropout + self.steps
+
+    def begin(self, problem: Problem, solver: BatchDDP) -> State:
+        """The state of before with the model's weights as they are now, running."""
+        state, written = self.solver_state, self.weights_version()
+        if state is None or len(state.us) != problem.horizon:
+            fresh = solver.init(problem, network_of(problem).pack())
+            if state is not None:
+                fresh = fresh._replace(memory=state.memory, damping=state.damping)
+            if self._restored is not None:
+                fresh = restored(fresh, self._restored)
+                self._restored = None
+            return fresh
+        state = state._replace(
+            status=torch.full_like(state.status, int(Status.RUNNING)),
+            iterations=torch.zeros_like(state.iterations),
+            rows=(),
+        )
+        if written != self._written:
+            us = [u[None] for u in network_of(problem).pack()]
+            state = state._replace(us=us)
+            if state.engine.problem is problem:
+                xs = state.engine.rollout(us)
+                state = state._replace(xs=xs, cost=state.engine.total_cost(xs, us))
+        return state
+
+    def weights_version(self) -> tuple[int, ...]:
+        """Changes whenever somebody writes into a parameter."""
+        return tuple(p._version for p in self.names)
+
+    def write(self, state: State) -> None:
+        """Controls into the model."""
+        targets = [p for p, *_ in self.places]
+        values = [state.us[t][0, a:b].view(p.shape) for p, t, a, b in self.places]
+        torch._foreach_copy_(targets, values)
+        self._written = self.weights_version()
+
+    def solver_now(self) -> BatchDDP:
+        """The solver with the learning rates that the groups have now."""
+        rates = tuple(float(group["lr"]) for group in self.param_groups)
+        if rates != self._rates:
+            for rate in rates:
+                check_number("lr", rate)
+            self._rates = rates
+            by_name = {
+                self.names[p]: rate
+                for group, rate in zip(self.param_groups, rates, strict=True)
+                for p in group["params"]
+            }
+            assert self.problem is not None
+            lr: Any = rates[0]
+            if len(set(rates)) > 1:
+                stages = network_of(self.problem).stages
+                lr = tuple(tuple(by_name[p.name] for p in s.parameters) for s in stages)
+            self.solver = replace(self.solver, lr=lr)
+        return self.solver
+
+    def decays(self) -> tuple[tuple[str, float], ...]:
+        """Weight decay of every parameter, by name."""
+        return tuple(
+            (self.names[p], float(group["weight_decay"]))
+            for group in self.param_groups
+            for p in group["params"]
+        )
+
+    @property
+    def damping(self) -> float:
+        """In force for the next step."""
+        state = self.solver_state
+        return self.solver.damping if state is None else float(state.damping)
+
+    # -- checkpoints -----------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, Any]:
+        """Groups as torch has them, and under "ddp" what a step needs of the steps before."""
+        own: dict[str, Any] = {"steps": self.steps}
+        if self.solver_state is not None:
+            memory = self.solver_state.memory
+            own["damping"] = float(self.solver_state.damping)
+            own["memory"] = deepcopy(vars(memory)) if isinstance(memory, Memory) else None
+        elif self._restored is not None:
+            own |= self._restored
+        return {**super().state_dict(), KEY: own}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken, with the model's weights of then.
+
+        What is ours is not cast to the parameters' dtype, as torch does with its own state.
+
+        Raises:
+            ValueError: the dict is of another optimiser.
+        """
+        if KEY not in state_dict:
+            raise ValueError("state_dict is not of a DDPOptimizer: it has no entry 'ddp'.")
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != KEY})
+        own = deepcopy(state_dict[KEY])
+        self.steps, self.solver_state = own.pop("steps"), None
+        self._restored, self._rates = own, ()
+
+
+def restored(state: State, own: dict[str, Any]) -> State:
+    if own.get("memory") is not None:
+        state = state._replace(memory=Memory(**own["memory"]))  # type: ignore[arg-type]
+    if "damping" in own:
+        state = state._replace(damping=torch.full_like(state.damping, own["damping"]))
+    return state
+
+
+def places_of(problem: Problem, model: nn.Module) -> list[tuple[Tensor, int, int, int]]:
+    """Each parameter with its stage and its place in the control."""
+    values = dict(model.named_parameters())
+    return [
+        (values[p.name], t, p.start, p.stop)
+        for t, stage in enumerate(network_of(problem).stages)
+        for p in stage.parameters
+    ]
+
+
+def from_closure(closure: Any) -> tuple[Any, Tensor]:
+    """The batch that a closure returns.
+
+    Raises:
+        TypeError: it is no closure, or returns something else.
+    """
+    if not callable(closure):
+        raise TypeError("step needs inputs and targets: optimizer.step(inputs, targets).")
+    data = closure()
+    if not isinstance(data, Sequence) or len(data) != 2 or not isinstance(data[1], Tensor):
+        raise TypeError(
+            "step(closure): the closure must return (inputs, targets), not a loss: a step of DDP "
+            "evaluates the network itself, stage by stage."
+        )
+    return data[0], data[1]
+
+
+def check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, float | int):
+        raise TypeError(f"{name} must be a number, got {value!r}.")
+    if not 0 <= value < float("inf") or (name == "lr" and value == 0):
+        raise ValueError(f"{name} must be {'> 0' if name == 'lr' else '>= 0'}, got {value}.")
