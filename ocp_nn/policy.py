@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ class FunctionPolicy:
 
     model: Model
     source: Source
+    K: ClassVar[None] = None  # gains are never formed
 
     def follow(self, alpha: float) -> tuple[list[Tensor], list[Tensor]]:
         """Roll the network out with the policy: activations (B, n), T + 1; controls (m,), T."""
