@@ -52,18 +52,15 @@ for step in range(STEPS := 60):
 print(f"step {STEPS:3d}  mean squared error {loss:.2e}")
 
 # %%
-# The network as dynamics. Its weights are parameters of the problem, so that another network of
-# the same shape needs no new compilation.
+# The network as dynamics: the program that is compiled for the problem reads its weights at every
+# solve, so that training it further needs no new compilation.
 
-weights = {k.replace(".", "_"): v.detach().clone() for k, v in network.named_parameters()}
+network.requires_grad_(False)
 
 
-def learned(x, u, time, p):
+def learned(x, u, time):
     _, angle, speed, rate = x
-    y = features(angle, speed, rate, u[0])
-    y = torch.tanh(p["0_weight"] @ y + p["0_bias"])
-    y = torch.tanh(p["2_weight"] @ y + p["2_bias"])
-    acceleration, turning = scale * (p["4_weight"] @ y + p["4_bias"])
+    acceleration, turning = scale * network(features(angle, speed, rate, u[0]))
     return torch.stack((speed, rate, acceleration, turning))
 
 
@@ -73,11 +70,11 @@ model = ocp.Problem(
     true.x0,
     true.horizon,
     1,
-    parameters={**true.parameters, **weights},
+    parameters=true.parameters,
     goal=true.goal,
     name="learned cartpole",
 )
-solution = ocp.solve(model, "ddp", engine="eager")  # too many operations for the native engine
+solution = ocp.solve(model, "ddp")
 print(solution)
 
 # %%
