@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,10 +19,15 @@ Source = Proximal | Paper | Separate | MatrixFree | Primal
 
 @dataclass(frozen=True, eq=False)
 class FunctionPolicy:
-    """``du_t`` for any deviation of the activations, in function space or on the primal side."""
+    """``du_t`` for any deviation of the activations, in function space or on the primal side.
+
+    Attributes:
+        K: None: gains (m, B n), which other engines' policies have, are what is avoided here.
+    """
 
     model: Model
     source: Source
+    K: ClassVar[None] = None
 
     def follow(self, alpha: float) -> tuple[list[Tensor], list[Tensor]]:
         """Roll the network out with the policy: activations (B, n), T + 1; controls (m,), T."""
@@ -82,7 +88,7 @@ class FunctionPolicy:
         """``Y_t' dX`` (r,), where the policy looks at it."""
         if dX is None or self.source.feedback is not True:
             return None
-        return self.model.y(t).adjoint(dX)
+        return self.model.adjoint(t, dX)
 
     def linear(self, alpha: float = 1.0) -> list[Tensor]:
         """The controls' changes (m,) if the network were linear, T of them."""
