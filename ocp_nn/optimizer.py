@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ocp.problem import Problem
+from ocp.processes import group_of
 from ocp.solution import Status
 from ocp.solvers.loop import State
 from ocp_nn.batch_ddp import BatchDDP
 from ocp_nn.compile import Inputs, compile, network_of, samples_of, with_data
 from ocp_nn.losses import Loss
-from ocp_nn.shards import agreed, check_spread, group_of, spread_weights
+from ocp_nn.shards import agreed, check_spread, spread_weights
 from ocp_nn.statistics import DAMPING, METRICS, Memory, Settings
 
 KEY = "ddp"  # of what is ours in a state_dict
@@ -130,7 +131,9 @@ class DDPOptimizer(torch.optim.Optimizer):
             trials=8 if line_search else 1,
         )
         self.batch_norm, self.dropout = batch_norm, dropout
-        self.group = group_of(process_group)
+        self.group = None
+        if process_group is not None:
+            self.group = group_of("process_group", process_group)
         self.rank = 0 if self.group is None else self.group.rank()
         if self.group is not None:
             spread_weights(model, self.group)

@@ -9,7 +9,7 @@ from the same bits, so the weights stay equal without being sent.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -115,30 +115,6 @@ class Spread(Shards):
 
 
 # -- the user's side -----------------------------------------------------------------------------
-def group_of(process_group: Any) -> dist.ProcessGroup | None:
-    """The group that the argument of that name means.
-
-    Raises:
-        ValueError: torch.distributed is not initialised.
-        TypeError: it is no group.
-    """
-    if process_group is None:
-        return None
-    if not (dist.is_available() and dist.is_initialized()):
-        raise ValueError(
-            "process_group needs torch.distributed: call torch.distributed.init_process_group() "
-            "in every process, and start them by torchrun; or process_group=None."
-        )
-    if isinstance(process_group, str) and process_group == "default":
-        process_group = dist.group.WORLD
-    if not isinstance(process_group, dist.ProcessGroup):
-        raise TypeError(
-            "process_group must be None, 'default' or a group of which this process is a member, "
-            f"got {process_group!r}."
-        )
-    return process_group
-
-
 @torch.no_grad()
 def spread_weights(model: nn.Module, group: dist.ProcessGroup) -> None:
     """Parameters and buffers of the first process of the group, in all of them."""
