@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import needs_gloo, together
+from processes import Pair, needs_gloo
 from torch import Tensor
 
 import ocp
@@ -105,8 +104,8 @@ def everything(rank: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return together(everything, Path(tmp_path_factory.mktemp("group")))
+def parts(pair: Pair) -> list[dict[str, Any]]:
+    return pair(everything)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-import torch.distributed as dist
-from processes import needs_gloo, together
+from processes import needs_gloo
 from torch import Tensor, nn
 from zoo import F64
 
@@ -127,7 +126,6 @@ def dropout_masks(rank: int) -> Tensor:
 
 def everything(rank: int) -> dict[str, Any]:
     """One start of processes for all tests of this file."""
-    dist.barrier()
     return {
         "trained": {name: train(name, rank) for name in CASES},
         "exact": message(rank),
@@ -137,8 +135,8 @@ def everything(rank: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return together(everything, tmp_path_factory.mktemp("group"))
+def parts(pair):
+    return pair(everything)
 
 
 @pytest.mark.parametrize("name", CASES)
