@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import ocp
-from ocp.engines.native import build
+from ocp.engines.native import build, nvrtc
 from ocp.engines.native.compiled import Refused, compiled_for
 from ocp.extras import EXTRAS, installed
 
@@ -72,6 +72,16 @@ def library(module: str, extra: str | None = None) -> str:
         return "installed, version unknown"
 
 
+def gpu_compiler() -> str:
+    """What compiles programs for NVIDIA GPUs, if PyTorch can use one."""
+    if not torch.cuda.is_available():
+        return "not needed: PyTorch sees no NVIDIA GPU"
+    try:
+        return "NVRTC {}.{}".format(*nvrtc.version())
+    except build.BuildError as error:
+        return f"missing: {error}"
+
+
 def devices() -> list[str]:
     """The CPU, and the accelerators that PyTorch can use."""
     found = ["cpu"]
@@ -97,6 +107,7 @@ def native() -> dict[str, str]:
         "compiler": f"{' '.join(compiler.command)} ({compiler.version})",
         "cache": f"{cache}, {kept} programs",
         "SIMD": f"{width.lanes} numbers of {width.bytes} bytes at a time",
+        "GPU compiler": gpu_compiler(),
         "self-test": self_test("native"),
     }
 

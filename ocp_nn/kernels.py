@@ -43,7 +43,8 @@ def linear_kernel(X: Tensor, Y: Cotangents, metric: Metric, outputs: int, has_bi
     X = with_one(X, has_bias)
     if isinstance(metric, Eigenbasis):
         rotated = Cotangents(Y.rows @ metric.left, Y.coupled)
-        return sum_kernel(X @ metric.right, rotated, metric.p)
+        XW = X @ metric.right if metric.rotated is None else metric.rotated
+        return sum_kernel(XW, rotated, metric.p)
     if isinstance(metric, Diagonal):
         return sum_kernel(X, Y, as_matrix(metric.p, outputs, has_bias))
     raise TypeError(f"no kernel of a linear stage for the metric {type(metric).__name__}.")

@@ -108,7 +108,7 @@ def layer(
 
 def check(module: nn.Module, what: str, options: Options) -> None:
     """Refuse a module, also one inside another, that cannot be a deterministic map of a sample."""
-    if any(is_lazy(p) for p in module._parameters.values()):
+    if any(is_lazy(p) for p in module.parameters(recurse=False)):
         refuse(what, "its parameters have no shape yet. Run one batch through the model first.")
     if getattr(module, "batch_first", True) is False:
         refuse(what, "its batch axis is not the first one. Use batch_first=True.")

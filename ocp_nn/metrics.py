@@ -128,12 +128,20 @@ class Eigenbasis:
     Attributes:
         left, right: orthogonal U (n', n') and W (n + 1, n + 1), (n, n) without bias.
         p: (n', n + 1), diagonal of P in that basis.
+        rotated: ``X W`` (B, n + 1) of the activations of this step, where it is known.
     """
 
     left: Tensor
     right: Tensor
     p: Tensor
     has_bias: bool
+    rotated: Tensor | None = None
+
+    def step_along(self, u: Tensor, V: Tensor) -> Tensor:
+        """u - P g for the gradient ``g = V' X``, from X W: one product with W less."""
+        assert self.rotated is not None
+        inner = (V @ self.left).mT @ self.rotated
+        return u - as_vector(self.left @ (self.p * inner) @ self.right.mT, self.has_bias)
 
     def apply(self, g: Tensor) -> Tensor:
         G = as_matrix(g, self.left.shape[0], self.has_bias)

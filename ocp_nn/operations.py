@@ -103,7 +103,7 @@ def operations(
         if node.op in ("placeholder", "output"):
             continue
         op = operation(node, model, names, options, attributes)
-        ref = lambda n: Ref(n.name)
+        ref: Callable[[fx.Node], Any] = lambda n: Ref(n.name)
         args, kwargs = map_arg(node.args, ref), map_arg(node.kwargs, ref)
         result[node] = replace(op, args=args, kwargs=dict(kwargs), in_place=node in in_place)
     return result
@@ -145,7 +145,7 @@ def operation(
     check_function(node)
     function: Any = node.target
     name = getattr(function, "__name__", str(function))
-    run = lambda c, *args, **kwargs: function(*args, **kwargs)
+    run: Callable[..., Any] = lambda c, *args, **kwargs: function(*args, **kwargs)
     if function is torch.nn.functional.scaled_dot_product_attention:
         run = attention
     return Operation(

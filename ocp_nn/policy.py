@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ocp_nn.coordinates import Paper, Proximal, Separate
+from ocp_nn.forms import LinearForm
 from ocp_nn.matrix_free import MatrixFree
+from ocp_nn.metrics import Eigenbasis
 from ocp_nn.model import Model
 from ocp_nn.primal import Primal
 
@@ -54,8 +56,13 @@ class FunctionPolicy:
         if isinstance(source, Primal):
             du, memory = self.change(t, dX, alpha, memory)
             return self.model.us[t] + du, memory
+        metric, model = source.metrics[t], self.model
+        plain = type(model.forms[t]) is LinearForm and model.linear[t] is None
+        if plain and isinstance(metric, Eigenbasis) and metric.rotated is not None:
+            z = source.z(t, self.deviation(t, dX), alpha, memory)
+            return metric.step_along(model.us[t], model.y(t + 1).apply(z)), z
         g, z = self.slope(t, dX, alpha, memory)
-        return source.metrics[t].step(self.model.us[t], g), z
+        return metric.step(model.us[t], g), z
 
     def change(
         self, t: int, dX: Tensor | None, alpha: float = 1.0, memory: Tensor | None = None

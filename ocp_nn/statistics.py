@@ -24,6 +24,7 @@ from torch import Tensor
 from ocp_nn.forms import LinearForm
 from ocp_nn.metrics import Diagonal, Eigenbasis, Isotropic, Kronecker, Metric, with_one
 from ocp_nn.model import Model
+from ocp_nn.shards import WHOLE
 
 METRICS = ("gauss_newton", "sgd", "rmsprop", "adam", "kfac", "ekfac")
 STATISTICS = ("fisher", "gradient", "value")
@@ -271,14 +272,17 @@ class Maker:
             new["W"], new["U"] = W, U
             # In a new basis the old second moments mean nothing; KFAC's are the best known.
             second = g.clamp_min(0)[:, None] * a.clamp_min(0)
+            rotated = X @ W
         else:
             new["W"], new["U"] = old["W"], old["U"]
-            second = self.model.shards.sum(second_moments(X @ new["W"], V @ new["U"]))
+            rotated = X @ new["W"]
+            second = self.model.shards.sum(second_moments(rotated, V @ new["U"]))
             second = torch.lerp(second, old["second"], self.settings.decay)
         new["second"] = second
         own = max(scale.own)
         p = 1 / (own + (second + self.damping) / scale.one_lr)
-        return Eigenbasis(new["U"], new["W"], p, has_bias)
+        known = rotated if self.model.shards is WHOLE else None  # the others' is not
+        return Eigenbasis(new["U"], new["W"], p, has_bias, known)
 
 
 def second_moments(X: Tensor, V: Tensor) -> Tensor:

@@ -107,7 +107,12 @@ def traceable_factories() -> Iterator[None]:
     def wrapped(function: Callable[..., Tensor]) -> Callable[..., Any]:
         def make(*args: Any, **kwargs: Any) -> Any:
             found: list[fx.Proxy] = []
-            note = lambda a: found.append(a) if isinstance(a, fx.Proxy) else None
+
+            def note(a: Any) -> Any:
+                if isinstance(a, fx.Proxy):
+                    found.append(a)
+                return a
+
             map_aggregate(args, note)
             map_aggregate(kwargs, note)
             if not found:
@@ -135,9 +140,8 @@ def out_of_place(graph: fx.Graph, model: nn.Module) -> set[fx.Node]:
         found.add(node)
         changed = node.args[0]
         assert isinstance(changed, fx.Node)
-        changed.replace_all_uses_with(
-            node, delete_user_cb=lambda user, at=order[node]: order[user] > at
-        )
+        later = {user for user in changed.users if order[user] > order[node]}
+        changed.replace_all_uses_with(node, delete_user_cb=later.__contains__)
     return found
 
 

@@ -8,7 +8,7 @@ from models import guess, resizing, rich
 from references import close, lists_close
 
 import ocp
-from ocp.engines import Eager, riccati
+from ocp.engines import Eager, Expansion, riccati
 from ocp.stages import each
 
 LQ = {
@@ -239,3 +239,28 @@ def test_float32_agrees_with_float64_to_its_precision():
         values.append(sweep.policy.K.double())
     close(values[1], values[0], 1e-4)
     assert not np.allclose(values[1], values[0], rtol=0, atol=1e-12)
+
+
+def test_a_proximal_damping_is_a_term_of_the_cost():
+    """As if 1/2 damping |du|^2 stood in every stage: in gains, value and expected decrease."""
+    torch.manual_seed(0)
+    B, T, n, m, damping = 2, 3, 3, 2, 0.7
+    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64)
+    root = draw(T, B, n + m, n + m)
+    end = draw(B, n, n)
+    expansion = Expansion(
+        draw(T, B, n, n + m), draw(T, B, n + m), root @ root.mT, draw(B, n), end @ end.mT,
+        (n,) * (T + 1),
+    )  # fmt: skip
+    mu = torch.full((B,), damping, dtype=torch.float64)
+    actual = riccati.sweep(expansion, None, mu, None, None, False, proximal=True)
+    term = torch.zeros(n + m, dtype=torch.float64)
+    term[n:] = damping
+    within = expansion._replace(lzz=expansion.lzz + torch.diag(term))
+    expected = riccati.sweep(within, None, 0 * mu, None, None, False)
+    for name in ("vx", "vxx", "slope", "curvature"):
+        torch.testing.assert_close(getattr(actual, name), getattr(expected, name))
+    torch.testing.assert_close(actual.policy.K, expected.policy.K)
+    short = riccati.sweep(expansion, None, mu, None, None, False)
+    torch.testing.assert_close(short.policy.k[-1], actual.policy.k[-1])
+    assert not torch.allclose(short.vxx[0], actual.vxx[0])

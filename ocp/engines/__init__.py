@@ -24,6 +24,8 @@ __all__ = [
 def make(problem: Problem, name: str = "auto") -> Engine:
     """The engine called ``name``: "eager", "native" (compiled), or "auto".
 
+    Compiled programs run where the tensors are, on the CPU or an NVIDIA GPU.
+
     "auto" is what the environment variable OCP_ENGINE says, or else native where the problem can
     be compiled. Where it cannot, though its tensors are on the CPU, a warning says why, once for
     each reason. Dynamics with engines of their own (networks) are asked for any other name:

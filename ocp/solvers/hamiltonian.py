@@ -207,14 +207,15 @@ def newton_steps(h: Hamiltonian, us: Stages) -> tuple[Stages, Stages]:
 
     def step(g: Tensor, H: Tensor, *box: Tensor) -> Tensor:
         rows, m = g.shape[:-1], g.shape[-1]
-        g, H = g.reshape(-1, m), H.reshape(-1, m, m)
+        lines = rows.numel()  # not -1: m may be 0
+        g, H = g.reshape(lines, m), H.reshape(lines, m, m)
         fine = torch.isfinite(g).all(dim=-1) & torch.isfinite(H).flatten(1).all(dim=-1)
         g = torch.where(fine[:, None], g, 0)
         H = convex(
             torch.where(fine[:, None, None], H, torch.eye(m, dtype=g.dtype, device=g.device))
         )
         if box:
-            k = box_qp(H, g, *(b.reshape(-1, m) for b in box))[0]
+            k = box_qp(H, g, *(b.reshape(lines, m) for b in box))[0]
         else:
             k = -torch.cholesky_solve(g[..., None], torch.linalg.cholesky_ex(H)[0])[..., 0]
         return k.reshape(*rows, m)

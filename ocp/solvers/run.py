@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ocp.engines.native.grid import FEW
 from ocp.problem import Problem
 from ocp.solution import Status
 from ocp.solvers.loop import Callback, Report, Solver, State
@@ -18,6 +19,7 @@ SHRINK = 0.5  # of the batch still running: below, the finished ones leave it
 LONG = 0.1  # seconds a call may take before the next makes fewer steps
 CHUNK = 2**15  # stages, over all problems and iterations, of the first call
 SMALL = 8  # problems that are not worth leaving: calls, not arithmetic, are what costs
+WIDE = FEW  # on a GPU, where those that have stopped cost little, and fewer need another program
 
 
 @dataclass
@@ -40,6 +42,8 @@ class Working:
         running = self.part.status == Status.RUNNING
         count = int(running.sum())
         if count == 0 or count > SHRINK * len(running) or len(running) <= SMALL:
+            return
+        if running.is_cuda and count < WIDE:
             return
         self.whole = self.merged()
         self.index = (self.whole.status == Status.RUNNING).nonzero()[:, 0]

@@ -369,3 +369,26 @@ def test_a_metric_is_asked_for_once_a_stage_in_reverse():
     scales = solver.scales(state.engine, model)
     solver.sweep_of(model, Watched(solver.metric, model, Memory(), scales, 1.0))
     assert asked == list(reversed(model.active))
+
+
+def test_networks_bring_their_engine_and_refuse_unknown_names():
+    problem = problem_of("mse", 3)
+    assert isinstance(ocp.engines.make(problem, "function-space"), FunctionSpace)
+    assert isinstance(ocp.engines.make(problem, "eager"), Eager)
+    with pytest.raises(ValueError, match="'function-space', got 'other'"):
+        ocp.engines.make(problem, "other")
+    with pytest.raises(ValueError, match="not 'eager'"):
+        BatchDDP(engine="eager").init(problem, ocp_nn.initial_controls(problem))
+
+
+def test_refill_gives_the_same_problem_other_data_of_the_same_form():
+    problem = problem_of("mse", 3)
+    x, y = torch.ones(5, 4, dtype=F64), torch.zeros(5, 3, dtype=F64)
+    other = problem.refill(x, {"target": y})
+    assert other.samples == 5
+    assert problem.samples == 3
+    assert other.dynamics is problem.dynamics
+    with pytest.raises(ValueError, match="refill needs an x0 like"):
+        problem.refill(x.float(), {"target": y})
+    with pytest.raises(ValueError, match="refill needs all of per_problem"):
+        problem.refill(x, {"label": y})

@@ -225,7 +225,6 @@ def test_schedulers_move_the_learning_rate_which_scales_the_metric():
     scheduler.step()
     other = DDPOptimizer(twin, lr=1.0, damping=0.5)
     other.step(x, y)
-    other.solver = None  # type: ignore[assignment]
     optimizer.step(x, y)
     expected = DDPOptimizer(twin, lr=1.0, damping=5.0)
     expected.step(x, y)

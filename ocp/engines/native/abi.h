@@ -2,8 +2,8 @@
 //
 // Arrays are contiguous, Real or int64, of the shapes given; d = n + m. Optional ones may be null.
 // The first argument is `Data`, see context.h; its work memory is overwritten. Programs built with
-// OCP_SINGLE take B = 1 only. No entry keeps a pointer, and calls with different work memory may
-// run at the same time.
+// OCP_SINGLE for a CPU take B = 1 only. No entry keeps a pointer, and calls with different work
+// memory may run at the same time. On a GPU entries are kernels, and structures are passed by value.
 #pragma once
 #include "group.h"
 #if OCP_DECIDE
@@ -13,7 +13,12 @@
 #include "ensemble.h"
 #endif
 
+#if OCP_GRID
+#define OCP_ENTRY OCP_KERNEL
+#else
 #define OCP_ENTRY extern "C" __attribute__((visibility("default"))) void
+#define OCP_GIVEN(Kind) const Kind&
+#endif
 
 namespace ocp {
 
@@ -35,19 +40,20 @@ OCP_FN void each_block(const Data& data, Int lines, const Real* xs, const Real* 
 // body(block, x) for the last states (L, n), W at a time.
 template <class Body>
 OCP_FN void each_end(const Data& data, Int lines, const Real* end, Body body) {
-  for (Int first = 0; first < lines; first += OCP_LANES) {
-    Wide x[n];
-    const Block block = block_at(data, lines, first, lines);
-    gather(end, n, block.row, x);
-    body(block, x);
-  }
+  parallel(data.threads, (lines + OCP_LANES - 1) / OCP_LANES, [&](Int, Int begin, Int last) {
+    for (Int i = begin; i < last; ++i) {
+      Wide x[n];
+      const Block block = block_at(data, lines, i * OCP_LANES, lines);
+      gather(end, n, block.row, x);
+      body(block, x);
+    }
+  });
 }
 
 // body(group, first problem, how many) for all groups, each thread with its own work memory.
 template <class Body> OCP_FN void each_group(const Data& data, Body body) {
-  const Int bytes = group_bytes(data);
-  parallel(data.threads, group_count(data.B), [&](Int thread, Int begin, Int end) {
-    Arena arena(data.work + thread * bytes);
+  parallel_units(data.threads, group_count(data.B), [&](Int thread, Int begin, Int end) {
+    Arena arena = arena_of(data, thread);
     Group<Lane> group;
     group.place(data, arena);
     for (Int i = begin; i < end; ++i) {
@@ -81,10 +87,12 @@ template <class V> OCP_FN Promise<V> appraise(Pass<V>& pass, Group<V>& g, V& ind
   MaskOf<V> failed = promise.failed >= V(0);
   if (any(failed)) {
     V size = V(0);
-    for (Int t = 0; t < g.data->T; ++t) {
-      const Stage<V>& s = g.stage(t);
-      for (int i = 0; i < tri_size(d); ++i) size = max_(size, abs_(s.H[i]));
+    StageOf<V> own;
+    for (Int t = team_rank(); t < g.data->T; t += team_size()) {
+      const StageOf<V>& s = g.stage(t, own);
+      for (const V& entry : s.H) size = max_(size, abs_(entry));
     }
+    size = team_max(size);
     const V rounding = V(sizeof(Real) == 8 ? 1.4901161193847656e-08 : 3.4526698300124393e-04);
     const V least = V(sizeof(Real) == 8 ? 2.2250738585072014e-308 : 1.1754943508222875e-38);
     pass.damping = select(failed, rounding * max_(size, least), V(0));
@@ -120,12 +128,12 @@ OCP_FN void sweep_group(
   pass.k = g.k;
   pass.K = g.K;
   if (call.vx) {
-    pass.vx = arena.take<V>((T + 1) * n);
-    pass.vxx = arena.take<V>((T + 1) * n * n);
+    pass.vx = arena.template take<V>((T + 1) * n);
+    pass.vxx = arena.template take<V>((T + 1) * n * n);
   }
   if (call.p) {
-    pass.p = arena.take<V>((T + 1) * n);
-    pass.hu = arena.take<V>(T * m);
+    pass.p = arena.template take<V>((T + 1) * n);
+    pass.hu = arena.template take<V>(T * m);
   }
   g.given = call.given.fz || call.given.table ? &call.given : nullptr;
   g.begin(any(pass.full));
@@ -165,20 +173,28 @@ struct FollowCall {
 
 template <class V>
 OCP_FN void follow_single(const Data& data, const FollowCall& call, Group<V>& g) {
-  const Nominal<Real> about = {call.xs, call.us, call.gaps, call.k, call.K};
-  const Int same[OCP_LANES] = {};
-  for (Int first = 0; first < call.A; first += OCP_LANES) {
-    const int count = int(call.A - first < OCP_LANES ? call.A - first : OCP_LANES);
-    Int line[OCP_LANES];
-    Wide a;
-    for (int l = 0; l < OCP_LANES; ++l) {
-      line[l] = first + (l < count ? l : count - 1);
-      set(a, l, call.step_sizes[line[l]]);
+  const Int T = data.T, B = data.B, b = g.rows[0];
+  gather_lane(call.xs, T + 1, B, n, b, 0, g.x);
+  gather_lane(call.us, T, B, m, b, 0, g.u);
+  gather_lane(call.k, T, B, m, b, 0, g.k);
+  if (call.gaps) gather_lane(call.gaps, T, B, n, b, 0, g.gap);
+  if (call.K) gather_lane(call.K, T, B, m * n, b, 0, g.K);
+  team_sync();
+  const Nominal<V> about = {g.x, g.u, call.gaps ? g.gap : nullptr, g.k, call.K ? g.K : nullptr};
+  for (Int first = 0; first < call.A; first += at_once) {
+    const int count = int(call.A - first < at_once ? call.A - first : at_once);
+    Real cost[at_once], residue[at_once];
+    const Real* sizes = call.step_sizes + first;
+    follow_each(data, g.c, about, sizes, count, g.trial_x, g.trial_u, cost, residue);
+    for (int l = 0; l < count; ++l) {
+      const Int line = (first + l) * B + b, lines = call.A * B;
+      for (Int i = team_rank(); i < (T + 1) * n; i += team_size())
+        call.trial_xs[(i / n * lines + line) * n + i % n] = trial_entry(g.trial_x, i, l);
+      for (Int i = team_rank(); i < T * m; i += team_size())
+        call.trial_us[(i / m * lines + line) * m + i % m] = trial_entry(g.trial_u, i, l);
+      call.cost[line] = cost[l];
     }
-    const auto out = follow(data, context_of<Wide>(data, same), about, a, g.trial_x, g.trial_u);
-    scatter(g.trial_x, data.T + 1, call.A, n, line, count, call.trial_xs);
-    scatter(g.trial_u, data.T, call.A, m, line, count, call.trial_us);
-    scatter(&out.cost, 1, line, count, call.cost);
+    team_sync();
   }
 }
 
@@ -203,9 +219,18 @@ OCP_FN void follow_group(const Data& data, const FollowCall& call, Group<V>& g, 
 
 template <class V>
 OCP_FN void follow_lanes(const Data& data, const FollowCall& call, Group<V>& g, int count) {
-  if constexpr (Group<V>::lanes == 1) follow_single(data, call, g);
+  if constexpr (single) follow_single(data, call, g);
   else follow_group(data, call, g, count);
 }
+
+// n, m, lanes, single, bounds, second order, step sizes tried (0 without Decide), bytes of a Real.
+constexpr Int facts[] = {n, m, OCP_LANES, single, bounded, OCP_SECOND_ORDER,
+#if OCP_DECIDE
+                         trials,
+#else
+                         0,
+#endif
+                         sizeof(Real)};
 
 }  // namespace ocp
 
@@ -213,58 +238,12 @@ using ocp::Data;
 using ocp::Int;
 using ocp::Real;
 
-// n, m, lanes, single, bounds, second order, step sizes tried (0 without Decide), bytes of a Real.
-OCP_ENTRY ocp_info(Int* out) {
-  const Int facts[] = {ocp::n, ocp::m, OCP_LANES, ocp::single, ocp::bounded, OCP_SECOND_ORDER,
-#if OCP_DECIDE
-                       ocp::trials,
-#else
-                       0,
-#endif
-                       sizeof(Real)};
-  for (int i = 0; i < 8; ++i) out[i] = facts[i];
-}
-
-extern "C" __attribute__((visibility("default"))) Int ocp_work_bytes(const Data* data) {
-  return ocp::group_bytes(*data) * ocp::threads_for(data->threads, ocp::group_count(data->B));
-}
-
-// xs (T + 1, B, n) of controls us (T, B, m) from x0 (B, n).
-OCP_ENTRY ocp_rollout(const Data* data, const Real* x0, const Real* us, Real* xs) {
-  ocp::each_group(*data, [&](auto& g, int count, auto&) {
-    const Int T = data->T, B = data->B;
-    Int rows[OCP_LANES];
-    for (int l = 0; l < OCP_LANES; ++l) rows[l] = g.rows[l % ocp::lanes];
-    gather(x0, ocp::n, rows, g.trial_x);
-    gather(us, T, B, ocp::m, rows, g.trial_u);
-    rollout(*data, ocp::context_of<ocp::Wide>(*data, rows), g.trial_u, g.trial_x);
-    scatter(g.trial_x, T + 1, B, ocp::n, rows, count, xs);
-  });
-}
-
-// cost (L,) of lines xs (T + 1, L, n), us (T, L, m); line i is of problem i % B.
-OCP_ENTRY ocp_total_cost(const Data* data, Int L, const Real* xs, const Real* us, Real* cost) {
-  using namespace ocp;
-  each_end(*data, L, xs + data->T * L * n, [&](const Block& block, const Wide* x) {
-    Wide phi;
-    Model::phi(x, block.c, &phi);
-    scatter(&phi, 1, block.row, block.count, cost);
-  });
-  Data alone = *data;  // lines collect stages in turn: one thread
-  alone.threads = 1;
-  each_block(alone, L, xs, us, [&](const Block& block, const Wide* x, const Wide* u) {
-    Wide l;
-    Model::l(x, u, block.c, &l);
-    for (int i = 0; i < block.count; ++i) cost[block.row[i] % L] += get(l, i);
-  });
-}
-
 // gaps (T, B, n): f(x[t], u[t]) - x[t + 1].
-OCP_ENTRY ocp_gaps(const Data* data, const Real* xs, const Real* us, Real* gaps) {
+OCP_ENTRY ocp_gaps(OCP_GIVEN(Data) data, const Real* xs, const Real* us, Real* gaps) {
   using namespace ocp;
-  each_block(*data, data->B, xs, us, [&](const Block& block, const Wide* x, const Wide* u) {
+  each_block(data, data.B, xs, us, [&](const Block& block, const Wide* x, const Wide* u) {
     Wide next[n], given[n];
-    gather(xs + data->B * n, n, block.row, given);
+    gather(xs + data.B * n, n, block.row, given);
     Model::f(x, u, block.c, next);
     for (int i = 0; i < n; ++i) next[i] -= given[i];
     scatter(next, n, block.row, block.count, gaps);
@@ -272,10 +251,10 @@ OCP_ENTRY ocp_gaps(const Data* data, const Real* xs, const Real* us, Real* gaps)
 }
 
 // fz (T, B, n, d), lz (T, B, d), lzz (T, B, d, d), phix (B, n), phixx (B, n, n).
-OCP_ENTRY ocp_expand(const Data* data, const Real* xs, const Real* us, Real* fz, Real* lz,
+OCP_ENTRY ocp_expand(OCP_GIVEN(Data) data, const Real* xs, const Real* us, Real* fz, Real* lz,
                      Real* lzz, Real* phix, Real* phixx) {
   using namespace ocp;
-  each_block(*data, data->B, xs, us, [&](const Block& block, const Wide* x, const Wide* u) {
+  each_block(data, data.B, xs, us, [&](const Block& block, const Wide* x, const Wide* u) {
     Stage<Wide> s;
     Wide H[d * d];
     expand_stage(x, u, block.c, s);
@@ -284,7 +263,7 @@ OCP_ENTRY ocp_expand(const Data* data, const Real* xs, const Real* us, Real* fz,
     scatter(s.g, d, block.row, block.count, lz);
     scatter(H, d * d, block.row, block.count, lzz);
   });
-  each_end(*data, data->B, xs + data->T * data->B * n, [&](const Block& block, const Wide* x) {
+  each_end(data, data.B, xs + data.T * data.B * n, [&](const Block& block, const Wide* x) {
     Wide g[n], H[n * n];
     Model::phi_expansion(x, block.c, g, H);
     scatter(g, n, block.row, block.count, phix);
@@ -294,9 +273,10 @@ OCP_ENTRY ocp_expand(const Data* data, const Real* xs, const Real* us, Real* fz,
 
 #if OCP_SECOND_ORDER
 // H (T, B, d, d): v . f_zz at every stage, v (T, B, n).
-OCP_ENTRY ocp_contracted(const Data* data, const Real* xs, const Real* us, const Real* v, Real* H) {
+OCP_ENTRY ocp_contracted(OCP_GIVEN(Data) data, const Real* xs, const Real* us, const Real* v,
+                         Real* H) {
   using namespace ocp;
-  each_block(*data, data->B, xs, us, [&](const Block& block, const Wide* x, const Wide* u) {
+  each_block(data, data.B, xs, us, [&](const Block& block, const Wide* x, const Wide* u) {
     Wide along[n], out[d * d];
     gather(v, n, block.row, along);
     f_contracted(x, u, block.c, along, out);
@@ -306,58 +286,108 @@ OCP_ENTRY ocp_contracted(const Data* data, const Real* xs, const Real* us, const
 #endif
 
 // ps (T + 1, B, n) and hus (T, B, m) of an expansion.
-OCP_ENTRY ocp_costates(const Data* data, const Real* fz, const Real* lz, const Real* phix, Real* ps,
-                       Real* hus) {
-  for (Int b = 0; b < data->B; ++b) ocp::costates(data->T, data->B, b, fz, lz, phix, ps, hus);
-}
-
-// dxs (T + 1, B, n) and dus (T, B, m) under linearised dynamics; K and gaps are optional.
-OCP_ENTRY ocp_linear_rollout(const Data* data, const Real* fz, const Real* k, const Real* K,
-                             const Real* gaps, Real* dxs, Real* dus) {
-  for (Int b = 0; b < data->B; ++b)
-    ocp::linear_rollout(data->T, data->B, b, fz, k, K, gaps, dxs, dus);
-}
-
-OCP_ENTRY ocp_sweep(const Data* data, const ocp::SweepCall* call) {
-  ocp::each_group(*data, [&](auto& g, int count, auto& arena) {
-    ocp::sweep_group(*data, *call, g, count, arena);
+OCP_ENTRY ocp_costates(OCP_GIVEN(Data) data, const Real* fz, const Real* lz, const Real* phix,
+                       Real* ps, Real* hus) {
+  ocp::parallel(data.threads, data.B, [&](Int, Int begin, Int end) {
+    for (Int b = begin; b < end; ++b)
+      ocp::costates(data.T, data.B, b, fz, lz, phix, ps, hus);
   });
 }
 
-OCP_ENTRY ocp_follow(const Data* data, const ocp::FollowCall* call) {
-  ocp::each_group(*data, [&](auto& g, int count, auto&) {
-    ocp::follow_lanes(*data, *call, g, count);
+// dxs (T + 1, B, n) and dus (T, B, m) under linearised dynamics; K and gaps are optional.
+OCP_ENTRY ocp_linear_rollout(OCP_GIVEN(Data) data, const Real* fz, const Real* k, const Real* K,
+                             const Real* gaps, Real* dxs, Real* dus) {
+  ocp::parallel(data.threads, data.B, [&](Int, Int begin, Int end) {
+    for (Int b = begin; b < end; ++b)
+      ocp::linear_rollout(data.T, data.B, b, fz, k, K, gaps, dxs, dus);
+  });
+}
+
+OCP_ENTRY ocp_sweep(OCP_GIVEN(Data) data, OCP_GIVEN(ocp::SweepCall) call) {
+  ocp::each_group(data, [&](auto& g, int count, auto& arena) {
+    ocp::sweep_group(data, call, g, count, arena);
+  });
+}
+
+OCP_ENTRY ocp_follow(OCP_GIVEN(Data) data, OCP_GIVEN(ocp::FollowCall) call) {
+  ocp::each_group(data, [&](auto& g, int count, auto&) {
+    ocp::follow_lanes(data, call, g, count);
+  });
+}
+
+#if OCP_GRID
+#include "kernels.h"
+#else
+OCP_ENTRY ocp_info(Int* out) {
+  for (int i = 0; i < 8; ++i) out[i] = ocp::facts[i];
+}
+
+extern "C" __attribute__((visibility("default"))) Int ocp_work_bytes(OCP_GIVEN(Data) data) {
+  return ocp::group_bytes(data) * ocp::threads_for(data.threads, ocp::group_count(data.B));
+}
+
+// xs (T + 1, B, n) of controls us (T, B, m) from x0 (B, n).
+OCP_ENTRY ocp_rollout(OCP_GIVEN(Data) data, const Real* x0, const Real* us, Real* xs) {
+  ocp::each_group(data, [&](auto& g, int count, auto&) {
+    const Int T = data.T, B = data.B;
+    Int rows[OCP_LANES];
+    for (int l = 0; l < OCP_LANES; ++l) rows[l] = g.rows[l % ocp::lanes];
+    gather(x0, ocp::n, rows, g.trial_x);
+    gather(us, T, B, ocp::m, rows, g.trial_u);
+    rollout(data, ocp::context_of<ocp::Wide>(data, rows), g.trial_u, g.trial_x);
+    scatter(g.trial_x, T + 1, B, ocp::n, rows, count, xs);
+  });
+}
+
+// cost (L,) of lines xs (T + 1, L, n), us (T, L, m); line i is of problem i % B.
+OCP_ENTRY ocp_total_cost(OCP_GIVEN(Data) data, Int L, const Real* xs, const Real* us, Real* cost) {
+  using namespace ocp;
+  each_end(data, L, xs + data.T * L * n, [&](const Block& block, const Wide* x) {
+    Wide phi;
+    Model::phi(x, block.c, &phi);
+    scatter(&phi, 1, block.row, block.count, cost);
+  });
+  Data alone = data;  // lines collect stages in turn: one thread
+  alone.threads = 1;
+  each_block(alone, L, xs, us, [&](const Block& block, const Wide* x, const Wide* u) {
+    Wide l;
+    Model::l(x, u, block.c, &l);
+    for (int i = 0; i < block.count; ++i) cost[block.row[i] % L] += get(l, i);
   });
 }
 
 #if OCP_DECIDE
 // Returns the largest number of steps that a problem took.
 extern "C" __attribute__((visibility("default"))) Int ocp_iterate(
-    const Data* data, const ocp::Iterate* call) {
-  for (Int b = 0; b < data->B; ++b) call->taken[b] = call->handed[b] = 0;
-  const Int bytes = ocp::group_bytes(*data), B = data->B, groups = ocp::group_count(B);
-  ocp::parallel(data->threads, groups, [&](Int thread, Int begin, Int end) {
+    const Data& data, const ocp::Iterate& call) {
+  for (Int b = 0; b < data.B; ++b) call.taken[b] = call.handed[b] = 0;
+  const Int B = data.B;
+  ocp::parallel(data.threads, ocp::group_count(B), [&](Int thread, Int begin, Int end) {
     const Int last = end * ocp::lanes;
-    ocp::iterate_range(*data, *call, data->work + thread * bytes, begin * ocp::lanes,
+    ocp::iterate_range(data, call, ocp::arena_of(data, thread), begin * ocp::lanes,
                        last < B ? last : B);
   });
-  return ocp::fill_rows(*data, *call);
+  Int most = 0;
+  for (Int b = 0; b < B; ++b) most = call.taken[b] > most ? call.taken[b] : most;
+  for (Int b = 0; b < B; ++b) ocp::fill_rows(data, call, b, most);
+  return most;
 }
 #endif
 
 #if OCP_ENSEMBLE
 // Problems whose samples share their controls; Data::B is their number. Work memory of the sweep:
-extern "C" __attribute__((visibility("default"))) Int ocp_ensemble_bytes(const Data* data) {
-  return ocp::ensemble::bytes(*data);
+extern "C" __attribute__((visibility("default"))) Int ocp_ensemble_bytes(const Data& data) {
+  return ocp::ensemble::bytes(data);
 }
 
-OCP_ENTRY ocp_ensemble_sweep(const Data* data, const ocp::EnsembleSweep* call) {
-  ocp::ensemble::sweep(*data, *call);
+OCP_ENTRY ocp_ensemble_sweep(const Data& data, const ocp::EnsembleSweep& call) {
+  ocp::ensemble::sweep(data, call);
 }
 
-OCP_ENTRY ocp_ensemble_follow(const Data* data, const ocp::EnsembleFollow* call) {
-  ocp::parallel(data->threads, call->A, [&](Int, Int begin, Int end) {
-    for (Int j = begin; j < end; ++j) ocp::ensemble::follow(*data, *call, j);
+OCP_ENTRY ocp_ensemble_follow(const Data& data, const ocp::EnsembleFollow& call) {
+  ocp::parallel(data.threads, call.A, [&](Int, Int begin, Int end) {
+    for (Int j = begin; j < end; ++j) ocp::ensemble::follow(data, call, j);
   });
 }
+#endif
 #endif

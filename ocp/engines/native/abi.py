@@ -6,6 +6,7 @@ Arrays are passed as addresses (``tensor.data_ptr()``), 0 for an optional one th
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from ctypes import Structure, c_int64, c_void_p
 from typing import NamedTuple
 
@@ -113,5 +114,10 @@ def declare(library: ctypes.CDLL) -> Info:
     library.ocp_info.argtypes, library.ocp_info.restype = [c_void_p], None
     numbers = (c_int64 * 8)()
     library.ocp_info(numbers)
+    return info_of(numbers)
+
+
+def info_of(numbers: Iterable[int]) -> Info:
+    """The facts of ``ocp_info``."""
     n, m, lanes, single, bounds, second_order, trials, size = numbers
     return Info(n, m, lanes, bool(single), bool(bounds), bool(second_order), trials, size)

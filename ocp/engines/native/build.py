@@ -63,6 +63,7 @@ def program(
     bounds: bool = False,
     second_order: bool = True,
     ensemble: bool = False,
+    team: int = 0,
 ) -> str:
     """The text of a program, from those of ``struct Model`` and ``struct Decide``.
 
@@ -70,10 +71,12 @@ def program(
         model: the generated functions.
         decide: the decisions of the loop; None for a program without `ocp_iterate`.
         real: type of all numbers.
-        single: for exactly one problem (SIMD over stages and step sizes), else for batches.
+        single: for exactly one problem (SIMD over stages and step sizes), else for batches. For a
+            GPU: a block of threads for each problem, else one thread.
         bounds: controls have bounds.
         second_order: ``Model::f_contracted`` is there.
         ensemble: with the sweep and the roll-out of samples that share their controls.
+        team: threads of a block, for a GPU; 0 for a CPU.
     """
     settings = {
         "OCP_REAL": real,
@@ -83,12 +86,15 @@ def program(
         "OCP_DECIDE": int(decide is not None),
         "OCP_ENSEMBLE": int(ensemble),
     }
+    if team:
+        settings |= {"OCP_GRID": 1, "OCP_LANES": 1, "OCP_TEAM": team}
     lines = [f"#define {name} {value}" for name, value in settings.items()]
     lines += [f'#include "{header}"' for header in BEFORE]
     lines += ["namespace ocp {", model, "}", '#include "contracted.h"']
-    lines += ["#if !defined(OCP_PART) || OCP_PART == 2"]
-    lines += ["namespace ocp {", decide or "", "}", '#include "abi.h"', "#endif", ""]
-    return "\n".join(lines)
+    rest = ["namespace ocp {", decide or "", "}", '#include "abi.h"']
+    if not team:
+        rest = ["#if !defined(OCP_PART) || OCP_PART == 2", *rest, "#endif"]
+    return "\n".join([*lines, *rest, ""])
 
 
 # -- compilers -------------------------------------------------------------------------------------
@@ -273,18 +279,17 @@ def place_of(text: str) -> Path:
     return Path(f"{cache_directory()}/{key_of(text, compiler())}.json")
 
 
-def trusted(text: str) -> bool:
+def trusted(entry: Path) -> bool:
     """Whether `trust` was told, of this very library and with this PyTorch."""
     try:
-        note = json.loads(place_of(text).read_text())
+        note = json.loads(entry.read_text())
         return bool(note["checked"] == torch.__version__)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def trust(text: str) -> None:
+def trust(entry: Path) -> None:
     """Remember, in the cache, that a program agrees with eager PyTorch."""
-    entry = place_of(text)
     try:
         note = {**json.loads(entry.read_text()), "checked": torch.__version__}
         with tempfile.NamedTemporaryFile("w", dir=entry.parent, delete=False) as file:
@@ -296,20 +301,40 @@ def trust(text: str) -> None:
 
 def cached(entry: Path) -> ctypes.CDLL | None:
     """The library of an entry; None if there is none, or it is not what was once written."""
+    path = kept(entry)
+    try:
+        return None if path is None else ctypes.CDLL(str(path))
+    except OSError:  # not for this machine: rebuilt
+        return None
+
+
+def kept(entry: Path) -> Path | None:
+    """The file of an entry; None if there is none, or it is not what was once written."""
     try:
         note = json.loads(entry.read_text())
         path = entry.with_name(str(note["file"]))
         if path.parent != entry.parent:
             return None
-        if hashlib.sha256(path.read_bytes()).hexdigest() != note["sha256"]:
-            return None
-        return ctypes.CDLL(str(path))
+        same = hashlib.sha256(path.read_bytes()).hexdigest() == note["sha256"]
+        return path if same else None
     except (OSError, ValueError, KeyError, TypeError):  # missing, unreadable, foreign: rebuilt
         return None
 
 
+def keep(entry: Path, file: Path, by: str) -> Path:
+    """Move a file that lies in a folder beside ``entry`` into the cache, as what the entry names;
+    both appear there complete or not at all."""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    path = entry.with_name(f"{entry.stem}-{digest[:16]}{file.suffix}")
+    note = file.with_name("note.json")
+    note.write_text(json.dumps({"file": path.name, "sha256": digest, "by": by}))
+    os.replace(file, path)
+    os.replace(note, entry)
+    return path
+
+
 def compiled(text: str, using: Compiler, entry: Path) -> Path:
-    """Compile a program into the cache; files appear there complete or not at all.
+    """Compile a program into the cache.
 
     Raises:
         BuildError: the compiler failed.
@@ -319,13 +344,7 @@ def compiled(text: str, using: Compiler, entry: Path) -> Path:
         source.write_text(text)
         objects = compile_parts(using, source, efforts(text))
         run_checked(using, [*using.command, *using.link, *objects, "-o", str(library)])
-        digest = hashlib.sha256(library.read_bytes()).hexdigest()
-        path = entry.with_name(f"{entry.stem}-{digest[:16]}.so")
-        note = Path(work) / "note.json"
-        note.write_text(json.dumps({"file": path.name, "sha256": digest, "by": using.version}))
-        os.replace(library, path)
-        os.replace(note, entry)
-    return path
+        return keep(entry, library, using.version)
 
 
 def compile_parts(using: Compiler, source: Path, each: Sequence[tuple[str, ...]]) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ocp.engines.eager import Eager
-from ocp.engines.native import abi, build, emit, stagewise
+from ocp.engines.native import abi, build, emit, grid, stagewise
 from ocp.engines.native.known import compare_by_autograd
 from ocp.engines.native.values import Untraceable
 from ocp.problem import Problem
@@ -29,14 +29,17 @@ class Compiled:
 
     Attributes:
         program: text and sources of its numbers.
-        library, info: the loaded library.
+        library: the loaded library, or the kernels for a GPU.
+        info: what it was built for.
+        form: how it uses the threads of a GPU; None for a CPU.
         functions: the user's, kept alive: programs are found by their identity.
     """
 
     program: emit.Program
-    library: ctypes.CDLL
+    library: ctypes.CDLL | grid.Kernels
     info: abi.Info
     functions: tuple[Any, ...]
+    form: grid.Form | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,20 +88,33 @@ def report(problem: Problem) -> str:
         made = compiled_for(problem)
     except Refused as error:
         return f"eager PyTorch: {error}"
-    nodes, info = made.program.nodes, made.info
+    nodes = made.program.nodes
     counts = ", ".join(f"{name} {count}" for name, count in nodes.items())
     shared, own = made.program.par.names(), made.program.dat.names()
     return "\n".join(
         [
             f"native: {sum(nodes.values())} scalar operations ({counts})",
             *made.program.forms(),
-            f"  SIMD            {info.lanes} numbers of {info.bytes} bytes at a time",
+            f"  SIMD            {how(made)}",
             f"  read at a solve {', '.join(shared) or 'nothing'}",
             f"  a problem's own {', '.join(own) or 'nothing'}",
-            f"  compiler        {build.compiler().version}",
+            f"  compiler        {compiler_of(made)}",
             f"  cache           {build.cache_directory()}",
         ]
     )
+
+
+def how(made: Compiled) -> str:
+    size = f"{made.info.bytes} bytes"
+    if made.form is None:
+        return f"{made.info.lanes} numbers of {size} at a time"
+    assert isinstance(made.library, grid.Kernels)
+    unit = f"a block of {made.form.team} threads" if made.form.single else "a thread"
+    return f"{unit} for each problem, numbers of {size}; {made.library.usage('ocp_iterate')}"
+
+
+def compiler_of(made: Compiled) -> str:
+    return build.compiler().version if made.form is None else str(made.library)
 
 
 def forget(problem: Problem) -> None:
@@ -108,36 +124,62 @@ def forget(problem: Problem) -> None:
 
 def unsupported(problem: Problem) -> str:
     """Why a problem cannot be compiled, told without tracing; empty if it may be."""
-    if problem.x0.device.type != "cpu":
-        return f"tensors on {problem.x0.device}: compiled programs run on the CPU"
+    if problem.x0.device.type not in ("cpu", "cuda"):
+        return f"tensors on {problem.x0.device}: compiled programs run on CPUs and NVIDIA GPUs"
     if problem.x0.dtype not in REAL:
         return f"dtype {problem.x0.dtype}"
     if not any(problem.control_dims):
         return "there are no controls"
+    if problem.x0.device.type == "cuda" and (problem.stagewise or problem.shared_controls):
+        return "stagewise problems and shared controls are compiled for the CPU only"
     return ""
 
 
 def make(problem: Problem, functions: tuple[Any, ...]) -> Compiled:
-    shared = problem.shared_controls
+    shared, form = problem.shared_controls, form_of(problem)
     problem = rows_of(problem)
     program = stagewise.model(problem) if problem.stagewise else emit.model(problem)
-    dtype = problem.x0.dtype
-    text = build.program(
-        program.text,
-        None if shared else decide(TRIALS, dtype),
-        real=REAL[dtype],  # type: ignore[arg-type]
-        single=problem.batch == 1 and not shared,
-        bounds=problem.lower is not None,
-        ensemble=shared,
-    )
-    library = build.load(text)
-    made = Compiled(program, library, abi.declare(library), functions)
-    if build.trusted(text):
+    text = text_of(problem, program, form, shared)
+    if form is None:
+        library, entry = build.load(text), build.place_of(text)
+        made = Compiled(program, library, abi.declare(library), functions)
+    else:
+        from ocp.engines.native import driver
+
+        kernels = driver.load(text, form, problem.x0.device)
+        entry = kernels.entry
+        made = Compiled(program, kernels, grid.info(kernels, problem.x0), functions, form)
+    if build.trusted(entry):
         check(problem, made, known=True)
     else:
         check(problem, made)
-        build.trust(text)
+        build.trust(entry)
     return made
+
+
+def form_of(problem: Problem) -> grid.Form | None:
+    if problem.x0.device.type == "cpu":
+        return None
+    return grid.form(problem.state_dims[0] + problem.control_dims[0], problem.batch)
+
+
+def text_of(
+    problem: Problem,
+    program: emit.Program | stagewise.StageProgram,
+    form: grid.Form | None,
+    shared: bool = False,
+) -> str:
+    """``shared``: the samples of the problem share their controls."""
+    dtype = problem.x0.dtype
+    return build.program(
+        program.text,
+        None if shared else decide(TRIALS, dtype),
+        real=REAL[dtype],  # type: ignore[arg-type]
+        single=problem.batch == 1 and not shared if form is None else form.single,
+        bounds=problem.lower is not None,
+        ensemble=shared,
+        team=0 if form is None else form.team,
+    )
 
 
 def rows_of(problem: Problem) -> Problem:
@@ -163,7 +205,8 @@ def key_of(problem: Problem) -> tuple[Any, ...]:
         *sizes_of(problem),
         problem.horizon,
         problem.x0.dtype,
-        problem.batch == 1,
+        str(problem.x0.device),
+        form_of(problem) or problem.batch == 1,
         problem.shared_controls,
         problem.lower is not None,
         shapes(problem.parameters, 0),

@@ -3,6 +3,11 @@
 // The caller's arrays have the layout of the package, (stage, problem, component), contiguous.
 #pragma once
 #include "maths.h"
+#if OCP_GRID
+#include "grid.h"
+#else
+#include "host.h"
+#endif
 
 namespace ocp {
 
@@ -11,7 +16,7 @@ struct Data {
   Int T;              // stages
   Int B;              // problems
   Int P;              // numbers of a row of dat
-  Int threads;        // at most so many
+  Int threads;        // at most so many; on a GPU, units of work that are there (grid.h)
   const Real* par;    // shared numbers
   const Real* dat;    // (B, P): numbers of each problem
   const Real* lower;  // (T, m) bounds of the controls; read by programs built with OCP_BOUNDS
@@ -82,46 +87,39 @@ OCP_FN void scatter(const V* values, Int width, const Int* row, int count, Real*
 // The same for (stages, lines, width) and V [stages][width], where lane l is line[l].
 template <class V>
 OCP_FN void gather(
-    const Real* array, Int stages, Int lines, Int width, const Int* line, V* values) {
+    const Real* array, Int stages, Int lines, Int width, const Int* line, Array<V> values) {
   for (Int t = 0; t < stages; ++t)
     gather(array + t * lines * width, width, line, values + t * width);
 }
 template <class V>
 OCP_FN void scatter(
-    const V* values, Int stages, Int lines, Int width, const Int* line, int count, Real* array) {
+    Array<V> values, Int stages, Int lines, Int width, const Int* line, int count, Real* array) {
   for (Int t = 0; t < stages; ++t)
     scatter(values + t * width, width, line, count, array + t * lines * width);
 }
 // One lane from and to one line.
 template <class V>
 OCP_FN void gather_lane(
-    const Real* array, Int stages, Int lines, Int width, Int line, int lane, V* values) {
-  for (Int t = 0; t < stages; ++t)
+    const Real* array, Int stages, Int lines, Int width, Int line, int lane, Array<V> values) {
+  for (Int t = team_rank(); t < stages; t += team_size())
     for (Int j = 0; j < width; ++j)
       set(values[t * width + j], lane, array[(t * lines + line) * width + j]);
 }
 template <class V>
 OCP_FN void scatter_lane(
-    const V* values, Int stages, Int lines, Int width, Int line, int lane, Real* array) {
-  for (Int t = 0; t < stages; ++t)
+    Array<V> values, Int stages, Int lines, Int width, Int line, int lane, Real* array) {
+  for (Int t = team_rank(); t < stages; t += team_size())
     for (Int j = 0; j < width; ++j)
       array[(t * lines + line) * width + j] = get(values[t * width + j], lane);
 }
-
-// -- work memory --------------------------------------------------------------------------------
-// Hands out pieces of one block. Beginning at 0 it measures what will be needed.
-struct Arena {
-  typedef unsigned long long Address;
-  static constexpr Address alignment = 64;
-  Address next;
-
-  explicit OCP_METHOD Arena(const void* block)
-      : next(((Address)block + alignment - 1) & ~(alignment - 1)) {}
-  template <class V> inline V* take(Int count) {
-    V* piece = (V*)next;
-    next += (Address(count) * sizeof(V) + alignment - 1) & ~(alignment - 1);
-    return piece;
-  }
-};
+// A stage's numbers out of work memory and back.
+template <int count, class P, class V> OCP_FN void read(P from, V* values) {
+  OCP_UNROLL
+  for (int i = 0; i < count; ++i) values[i] = V(from[i]);
+}
+template <int count, class P, class V> OCP_FN void write(const V* values, P to) {
+  OCP_UNROLL
+  for (int i = 0; i < count; ++i) to[i] = values[i];
+}
 
 }  // namespace ocp

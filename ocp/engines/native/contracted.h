@@ -10,14 +10,14 @@
 #pragma once
 #include "sweep.h"
 
-#if !defined(OCP_TABLE) || defined(OCP_GRID)
+#if !defined(OCP_TABLE) || OCP_GRID
 #undef OCP_TABLE
 #define OCP_TABLE 0
 #endif
 #ifndef OCP_DUAL
 #define OCP_DUAL 0
 #endif
-#if defined(OCP_SINGLE) && OCP_SINGLE && OCP_DUAL && !OCP_TABLE
+#if OCP_SINGLE && OCP_DUAL && !OCP_TABLE && !OCP_GRID
 #define OCP_ALONG_Z 1
 #else
 #define OCP_ALONG_Z 0
@@ -25,6 +25,15 @@
 
 namespace ocp {
 
+#if OCP_GRID
+typedef Real Wide;  // of each thread
+OCP_COLD void f_contracted(  // apart: most of what the sweep keeps in registers would give way to it
+    const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H) {
+#if OCP_SECOND_ORDER
+  Model::f_contracted(x, u, c, v, H);
+#endif
+}
+#else
 typedef Pack<Real, OCP_LANES> Wide;  // as many numbers as the machine computes at once
 
 void f_contracted(const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H);
@@ -70,6 +79,7 @@ void f_contracted(const Wide* x, const Wide* u, const Context<Wide>& c, const Wi
   Model::f_contracted(x, u, c, v, H);
 #endif
 }
+#endif
 #endif
 #endif
 

@@ -8,7 +8,7 @@
 #include "linalg.h"
 
 #if OCP_CUDA
-#define OCP_APART static __host__ __device__ __noinline__
+#define OCP_APART static __device__ __noinline__
 #else
 #define OCP_APART __attribute__((noinline, unused)) static
 #endif

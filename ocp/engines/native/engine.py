@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from ctypes import addressof, byref
+from ctypes import Structure, addressof, byref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +29,8 @@ class Native(Eager):
 
     def __init__(self, problem: Problem, compiled: Compiled) -> None:
         super().__init__(problem)
-        self.library, self.info = compiled.library, compiled.info
+        self.library: Any = compiled.library
+        self.info = compiled.info
         T, B = problem.horizon, problem.batch
         # Arrays whose addresses `data` holds: they live as long as it does.
         numbers = compiled.program.shared(problem), compiled.program.per_problem(problem)
@@ -71,8 +72,11 @@ class Native(Eager):
         if self.work is None:
             size = self.library.ocp_work_bytes(byref(self.data_block))
             self.use(torch.empty(size, dtype=torch.uint8))
-        ready = [address(a) if a is None or isinstance(a, Tensor) else a for a in arguments]
-        return getattr(self.library, entry)(addressof(self.data_block), *ready)
+        return getattr(self.library, entry)(addressof(self.data_block), *map(word, arguments))
+
+    def iterations(self, request: abi.Iterate, taken: Tensor) -> int:
+        """Runs ``ocp_iterate``; the most steps that a problem took."""
+        return int(self.call("ocp_iterate", request))
 
     def use(self, work: Tensor) -> None:
         """As work memory, that of an engine of another problem of the same form for instance."""
@@ -81,6 +85,9 @@ class Native(Eager):
 
     def new(self, *shape: int) -> Tensor:
         return self.x0.new_empty(shape)
+
+    def integers(self, *shape: int) -> Tensor:
+        return self.x0.new_empty(shape, dtype=INT)
 
     def fits(self, us: Stages) -> bool:
         """Whether it is (T, B, m). Trials of all step sizes side by side, or a direction for each
@@ -173,7 +180,7 @@ class Native(Eager):
         given = [dense(v) for v in expansion[:5]]
         full = table = states = None
         if curvature is not None:
-            every = torch.ones(B, dtype=INT)
+            every = self.integers(B).fill_(1)
             full = every if curvature.full is None else curvature.full.to(INT)
             table, states = optional(curvature.table), dense(curvature.xs)
         arrays = (*given, table, states, dense(us), optional(gaps), damping.contiguous(), full)
@@ -182,8 +189,8 @@ class Native(Eager):
     def appraise(self, xs: Stages, us: Stages) -> Appraisal:
         T, B, n, m = self.sizes
         ps, hus = self.new(T + 1, B, n), self.new(T, B, m)
-        damping, full = self.new(B).zero_(), torch.ones(B, dtype=INT)
-        indefinite = torch.empty(B, dtype=INT)
+        damping, full = self.new(B).zero_(), self.integers(B).fill_(1)
+        indefinite = self.integers(B)
         arrays = (*(None,) * 6, dense(xs), dense(us), None, damping, full)
         sweep = self._sweep(arrays, False, ps, hus, indefinite)
         return Appraisal(sweep, ps, hus, indefinite)
@@ -194,11 +201,10 @@ class Native(Eager):
         k, K = self.new(T, B, m), self.new(T, B, m, n)
         vx, vxx = self.new(T + 1, B, n), self.new(T + 1, B, n, n)
         slope, bend, residual = self.new(3, B).unbind()
-        failed, finite = torch.empty(2, B, dtype=INT).unbind()
+        failed, finite = self.integers(2, B).unbind()
         results = k, K, vx, vxx, *(judged or (None,) * 3), slope, bend, residual, failed, finite
         pointers = [*map(address, arrays), int(on_state), *map(address, results)]
-        request = abi.SweepCall(*pointers)  # a name: it has to outlive the call
-        self.call("ocp_sweep", addressof(request))
+        self.call("ocp_sweep", abi.SweepCall(*pointers))
         return Sweep(Policy(k, K), vx, vxx, slope, bend, residual, failed)
 
     def follow(
@@ -212,8 +218,7 @@ class Native(Eager):
         sizes = step_sizes.to(self.x0.dtype).contiguous()
         out = self.new(T + 1, A, B, n), self.new(T, A, B, m), self.new(A, B)
         pointers = [*map(address, (*given, sizes)), A, *map(address, out)]
-        request = abi.FollowCall(*pointers)
-        self.call("ocp_follow", addressof(request))
+        self.call("ocp_follow", abi.FollowCall(*pointers))
         return Trials(*out)
 
     # -- whole iterations ----------------------------------------------------------------------
@@ -227,14 +232,14 @@ class Native(Eager):
         reals = torch.stack([getattr(state, k) for k in abi.REALS])
         counts = torch.stack([getattr(state, k).to(INT) for k in abi.COUNTS])
         rows = self.new(most, len(abi.ROWS), B)
-        limits, sizes = recipe_numbers(recipe, self.x0.dtype)
-        taken, handed = torch.empty(2, B, dtype=INT).unbind()
+        limits, sizes = recipe_numbers(recipe, self.x0.dtype, self.x0.device)
+        taken, handed = self.integers(2, B).unbind()
         before = state.feedback  # of problems that do not run any more
         K = self.new(T, B, m, n).zero_() if before is None else dense(before).clone()
         arrays = (*copies, gaps, reals, counts, rows, taken, handed, limits, K)
         modes = recipe.second_order, int(recipe.on_state)
         request = abi.Iterate(most, *modes, address(sizes), *map(address, arrays))
-        steps = self.call("ocp_iterate", addressof(request))
+        steps = self.iterations(request, taken)
         if steps == 0:
             return None
         block = dict(zip(abi.ROWS, rows[:steps].unbind(1), strict=True))
@@ -256,7 +261,7 @@ class Native(Eager):
 
 
 def make_native(problem: Problem) -> Eager:
-    """The engine of a problem.
+    """The engine of a problem: for the CPU, or for the GPU its tensors are on.
 
     Raises:
         Refused: it cannot be compiled; says why.
@@ -277,16 +282,29 @@ def engine_of(problem: Problem, compiled: Compiled) -> Eager:
 
 
 def native_of(problem: Problem, compiled: Compiled) -> Native:
+    if compiled.form is not None:
+        from ocp.engines.native.cuda import Cuda
+
+        return Cuda(problem, compiled)
     from ocp.engines.native.padded import Padded
 
     return (Native if problem.uniform else Padded)(problem, compiled)
 
 
+def word(value: Any) -> int:
+    """An argument of an entry as one machine word; structures have to outlive the call."""
+    if isinstance(value, Structure):
+        return addressof(value)
+    return value if isinstance(value, int) else address(value)
+
+
 @functools.lru_cache(maxsize=16)
-def recipe_numbers(recipe: Recipe, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def recipe_numbers(
+    recipe: Recipe, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Its limits, and the step sizes 1, 1/2, ...."""
-    limits = torch.tensor(recipe.limits, dtype=dtype)
-    return limits, 0.5 ** torch.arange(recipe.trials, dtype=dtype)
+    limits = torch.tensor(recipe.limits, dtype=dtype, device=device)
+    return limits, 0.5 ** torch.arange(recipe.trials, dtype=dtype, device=device)
 
 
 def address(value: Tensor | None) -> int:

@@ -7,7 +7,7 @@ augmented state, which are made for whoever asks for an `Expansion`.
 
 from __future__ import annotations
 
-from ctypes import addressof, byref
+from ctypes import CDLL, addressof, byref
 from typing import Any
 
 import torch
@@ -51,7 +51,9 @@ class Ensemble(Eager):
     def __init__(self, problem: Problem, compiled: Compiled) -> None:
         super().__init__(problem)
         self.rows = native_of(rows_of(problem), compiled)
-        self.info, self.library = compiled.info, compiled.library
+        self.info = compiled.info
+        assert isinstance(compiled.library, CDLL)  # there is no such program for GPUs
+        self.library = compiled.library
         size = self.library.ocp_ensemble_bytes(byref(self.rows.data_block))
         self.bytes = size
         self.work: Tensor | None = None

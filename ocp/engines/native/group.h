@@ -2,19 +2,19 @@
 //
 // A program built with OCP_SINGLE solves one problem: its sweep is scalar, its expansions are
 // packs over stages, and its line search rolls out W step sizes at once. Otherwise lanes are
-// problems throughout, and a stage is expanded when the sweep arrives at it.
+// problems throughout, and a stage is expanded when the sweep arrives at it. On a GPU a pack is one
+// number of a thread, and the threads of a team are what the lanes of OCP_SINGLE are here.
 #pragma once
 #include "contracted.h"
 #include "rollout.h"
+#if OCP_GRID
+#include "team.h"
+#else
 #include "threads.h"
-
-#ifndef OCP_SINGLE
-#define OCP_SINGLE 0
 #endif
 
 namespace ocp {
 
-constexpr bool single = OCP_SINGLE;
 template <bool one> struct Either {
   typedef Real type;
 };
@@ -55,9 +55,12 @@ OCP_FN Block block_at(const Data& data, Int lines, Int first, Int samples) {
   return block;
 }
 
+#if !OCP_GRID
+template <class V> using StageOf = Stage<V>;  // as kept for a single problem
+
 // Stages of one problem; returns their residue.
-OCP_FN Real expand_over_time(
-    const Data& data, const Real* xs, const Real* us, Stage<Real>* stages) {
+OCP_FN Real expand_over_time(const Data& data, const Context<Real>&, const Real* xs,
+                             const Real* us, Stage<Real>* stages) {
   Stage<Wide> s;
   Wide residue = Wide(0), x[n], u[m];
   for (Int first = 0; first < data.T; first += OCP_LANES) {
@@ -65,7 +68,7 @@ OCP_FN Real expand_over_time(
     gather(xs, n, block.row, x);
     gather(us, m, block.row, u);
     expand_stage(x, u, block.c, s);
-    add_residue(residue, (const Wide*)&s, stage_size<Wide>);
+    add_stage_residue(residue, s);
     for (int l = 0; l < block.count; ++l) {
       Real* to = (Real*)(stages + first + l);
       for (int i = 0; i < stage_size<Wide>; ++i) to[i] = get(((const Wide*)&s)[i], l);
@@ -76,6 +79,20 @@ OCP_FN Real expand_over_time(
   for (int l = 0; l < OCP_LANES; ++l) sum += get(residue, l);
   return sum;
 }
+
+// Trajectories of a single problem for `count` step sizes, and their costs and residues.
+constexpr int at_once = OCP_LANES;
+OCP_FN void follow_each(const Data& data, const Context<Real>&, const Nominal<Real>& about,
+                        const Real* sizes, int count, Wide* xs, Wide* us, Real* cost,
+                        Real* residue) {
+  const Int same[OCP_LANES] = {};
+  Wide a;
+  for (int l = 0; l < OCP_LANES; ++l) set(a, l, sizes[l < count ? l : count - 1]);
+  const auto out = follow(data, context_of<Wide>(data, same), about, a, xs, us);
+  for (int l = 0; l < count; ++l) cost[l] = get(out.cost, l), residue[l] = get(out.residue, l);
+}
+OCP_FN Wide* trial_room(Arena& arena, Int count) { return arena.take<Wide>(count); }
+OCP_FN Real trial_entry(const Wide* trials, Int i, int trial) { return get(trials[i], trial); }
 
 #if OCP_TABLE
 // Second derivatives of f at the stages of one problem: table [T][OCP_TABLE].
@@ -90,6 +107,7 @@ OCP_FN void second_over_time(const Data& data, const Real* xs, const Real* us, R
   }
 }
 #endif
+#endif
 
 // -- a group ------------------------------------------------------------------------------------
 template <class V> struct Group {
@@ -97,12 +115,17 @@ template <class V> struct Group {
   const Data* data;
   Int problem[lanes];  // -1 where there is none; such a lane computes on, unread
   Context<V> c;
-  V *x, *u, *gap;  // [T + 1][n], [T][m], [T][n]
-  V *k, *K;        // [T][m], [T][m][n]
-  Wide *trial_x, *trial_u;
-  Stage<V>* stages;  // all of them for a single problem, else the one in work
-  V* table;          // a single problem with OCP_TABLE: [T] of them
-  V *phix, *phixx;
+  Array<V> x, u, gap;  // [T + 1][n], [T][m], [T][n]
+  Array<V> k, K;       // [T][m], [T][m][n]
+  Array<Wide> trial_x, trial_u;
+  Array<StageOf<V>> stages;  // of a single problem
+#if OCP_GRID
+  V* bend;              // [d][d] v_x . f_zz of the stage in work
+  TeamWork* team_work;  // for models whose work does not fit in fast memory
+#endif
+#if OCP_TABLE
+  V* table;  // of a single problem: [T] of them
+#endif
   V residue;  // 0 while all derivatives are finite, else nan
   const Given* given;
   Int rows[lanes];  // problems again, an idle lane reading problem 0
@@ -112,17 +135,23 @@ template <class V> struct Group {
     const Int T = of.T;
     data = &of;
     given = nullptr;
-    x = arena.take<V>((T + 1) * n);
-    u = arena.take<V>(T * m);
-    gap = arena.take<V>(T * n);
-    k = arena.take<V>(T * m);
-    K = arena.take<V>(T * m * n);
-    trial_x = arena.take<Wide>((T + 1) * n);
-    trial_u = arena.take<Wide>(T * m);
-    stages = arena.take<Stage<V>>(lanes == 1 ? T : 1);
-    table = arena.take<V>(lanes == 1 ? T * OCP_TABLE : 0);
-    phix = arena.take<V>(n);
-    phixx = arena.take<V>(n * n);
+    x = arena.template take<V>((T + 1) * n);
+    u = arena.template take<V>(T * m);
+    gap = arena.template take<V>(T * n);
+    k = arena.template take<V>(T * m);
+    K = arena.template take<V>(T * m * n);
+    trial_x = trial_room(arena, (T + 1) * n);
+    trial_u = trial_room(arena, T * m);
+    if constexpr (single) stages = arena.template take<StageOf<V>>(T);
+#if OCP_GRID
+    if constexpr (single) {
+      bend = arena.template take<V>(OCP_SECOND_ORDER ? d * d : 0).first;
+      team_work = arena.template take<TeamWork>(fits ? 0 : 1).first;
+    }
+#endif
+#if OCP_TABLE
+    table = arena.template take<V>(single ? T * OCP_TABLE : 0);
+#endif
   }
 
   OCP_METHOD void take(int lane, Int b) {
@@ -134,19 +163,20 @@ template <class V> struct Group {
   // -- what a sweep asks for; `curved`: second-order terms too
   OCP_METHOD void begin(bool curved) {
     residue = V(0);
-    if constexpr (lanes == 1) {
-      if (!given) residue = expand_over_time(*data, x, u, stages);
-      for (Int t = 0; given && t < data->T; ++t) read_stage(t, stages[t]);
+    if constexpr (single) {
+      if (!given) residue = expand_over_time(*data, c, x, u, stages);
+      for (Int t = team_rank(); given && t < data->T; t += team_size()) read_stage(t, stages[t]);
 #if OCP_TABLE
       if (curved && !(given && given->table)) second_over_time(*data, x, u, table);
 #endif
+      team_sync();
     }
   }
   OCP_METHOD void end(V* at_x, V* at_xx) {
     if (given) {
       gather(given->phix, n, rows, at_x);
       gather(given->phixx, n * n, rows, at_xx);
-    } else if constexpr (lanes == 1) {
+    } else if constexpr (single && !OCP_GRID) {
       Wide x_end[n], g[n], H[n * n];
       const Int same[OCP_LANES] = {};
       for (int i = 0; i < n; ++i) x_end[i] = Wide(x[data->T * n + i]);
@@ -154,23 +184,29 @@ template <class V> struct Group {
       for (int i = 0; i < n; ++i) at_x[i] = get(g[i], 0);
       for (int i = 0; i < n * n; ++i) at_xx[i] = get(H[i], 0);
     } else {
-      Model::phi_expansion(x + data->T * n, c, at_x, at_xx);
+      V x_end[n];
+      ocp::read<n>(x + data->T * n, x_end);
+      Model::phi_expansion(x_end, c, at_x, at_xx);
     }
     add_residue(residue, at_x, n);
     add_residue(residue, at_xx, n * n);
   }
-  OCP_METHOD const Stage<V>& stage(Int t) {
-    if constexpr (lanes == 1) return stages[t];
-    if (given) {
-      read_stage(t, *stages);
+  OCP_METHOD const StageOf<V>& stage(Int t, StageOf<V>& own) {
+    if constexpr (single) {
+      return stages[t];
+    } else if (given) {
+      read_stage(t, own);
     } else {
+      V at_x[n], at_u[m];
+      ocp::read<n>(x + t * n, at_x);
+      ocp::read<m>(u + t * m, at_u);
       c.at(t);
-      expand_stage(x + t * n, u + t * m, c, *stages);
-      add_residue(residue, (const V*)stages, stage_size<V>);
+      expand_stage(at_x, at_u, c, own);
+      add_stage_residue(residue, own);
     }
-    return *stages;
+    return own;
   }
-  OCP_METHOD void curve(Int t, const V* v, MaskOf<V> full, V* Q) {
+  OCP_METHOD void curve(Int t, const V* v, MaskOf<V> full, V* bend) {
     V H[d * d];
     if (given && given->table) {
       gather(given->table + t * data->B * d * d, d * d, rows, H);
@@ -178,7 +214,7 @@ template <class V> struct Group {
       contract(t, v, H);
     }
     for (int i = 0; i < d; ++i)
-      for (int j = 0; j <= i; ++j) Q[tri(i, j)] += select(full, H[i * d + j], V(0));
+      for (int j = 0; j <= i; ++j) bend[tri(i, j)] = select(full, H[i * d + j], V(0));
   }
   // v . f_zz. A single problem fills all lanes with itself: as fast, and half the text to compile.
   OCP_METHOD void contract(Int t, const V* v, V* H) {
@@ -187,7 +223,7 @@ template <class V> struct Group {
     Second::f_combined(table + t * OCP_TABLE, v, H);
     return;
 #endif
-    if constexpr (lanes == 1 && !OCP_ALONG_Z) {
+    if constexpr (single && !OCP_GRID && !OCP_ALONG_Z) {
       const Int same[OCP_LANES] = {};
       Context<Wide> wide = context_of<Wide>(*data, same);
       Wide at_x[n], at_u[m], along[n], out[d * d];
@@ -197,18 +233,25 @@ template <class V> struct Group {
       f_contracted(at_x, at_u, wide, along, out);
       for (int i = 0; i < d * d; ++i) H[i] = get(out[i], 0);
     } else {
+      V at_x[n], at_u[m];
+      ocp::read<n>(x + t * n, at_x);
+      ocp::read<m>(u + t * m, at_u);
       c.at(t);
-      f_contracted(x + t * n, u + t * m, c, v, H);
+      f_contracted(at_x, at_u, c, v, H);
     }
 #endif
   }
-  OCP_METHOD void read_stage(Int t, Stage<V>& s) {
-    V H[d * d];
+  template <class S> OCP_METHOD void read_stage(Int t, S& s) {
     gather(given->fz + t * data->B * n * d, n * d, rows, s.F);
     gather(given->lz + t * data->B * d, d, rows, s.g);
-    gather(given->lzz + t * data->B * d * d, d * d, rows, H);
-    for (int i = 0; i < d; ++i)
-      for (int j = 0; j <= i; ++j) s.H[tri(i, j)] = H[i * d + j];
+    if constexpr (sizeof s.H == d * d * sizeof(V)) {
+      gather(given->lzz + t * data->B * d * d, d * d, rows, s.H);
+    } else {
+      V H[d * d];
+      gather(given->lzz + t * data->B * d * d, d * d, rows, H);
+      for (int i = 0; i < d; ++i)
+        for (int j = 0; j <= i; ++j) s.H[tri(i, j)] = H[i * d + j];
+    }
   }
 };
 
@@ -223,7 +266,7 @@ template <class V> OCP_FN int take_consecutive(Group<V>& group, Int first) {
 constexpr int lanes = Of<Lane>::lanes;
 OCP_FN Int group_count(Int problems) { return (problems + lanes - 1) / lanes; }
 
-// Bytes of the group of each thread, equal for all.
+// Bytes of the group of each thread (on a GPU, of each unit), equal for all.
 OCP_FN Int group_bytes(const Data& data) {
   Arena arena(nullptr);
   Group<Lane> group;
@@ -233,4 +276,16 @@ OCP_FN Int group_bytes(const Data& data) {
   return Int(arena.next) + Int(Arena::alignment);
 }
 
+// The work memory of a thread or unit.
+OCP_FN Arena arena_of(const Data& data, Int thread) {
+#if OCP_GRID
+  if constexpr (!single) return Arena(data.work, thread, data.threads);
+#endif
+  return Arena(data.work + thread * group_bytes(data));
+}
+
 }  // namespace ocp
+
+#if OCP_GRID && OCP_SINGLE
+#include "team_sweep.h"
+#endif

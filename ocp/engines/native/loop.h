@@ -61,6 +61,7 @@ template <class V> OCP_FN void enter(Lanes<V>& w, int lane, Int b) {
   Group<V>& g = w.group;
   const Int T = g.data->T, B = g.data->B;
   g.take(lane, b);
+  team_sync();  // the last problem has left
   gather_lane(call.xs, T + 1, B, n, b, lane, g.x);
   gather_lane(call.us, T, B, m, b, lane, g.u);
   if (call.gaps) gather_lane(call.gaps, T, B, n, b, lane, g.gap);
@@ -70,6 +71,7 @@ template <class V> OCP_FN void enter(Lanes<V>& w, int lane, Int b) {
   }
   set(w.active, lane, true);
   w.left[lane] = call.steps;
+  team_sync();
 }
 
 template <class V> OCP_FN void leave(Lanes<V>& w, int lane) {
@@ -80,7 +82,7 @@ template <class V> OCP_FN void leave(Lanes<V>& w, int lane) {
   scatter_lane(g.u, T, B, m, b, lane, call.us);
   if (call.gaps) scatter_lane(g.gap, T, B, n, b, lane, call.gaps);
   if (call.K) scatter_lane(g.K, T, B, m * n, b, lane, call.K);
-  for (int i = 0; i < NUMBERS; ++i) {
+  for (int i = 0; team_rank() == 0 && i < NUMBERS; ++i) {
     const Real value = get(w.numbers[i], lane);
     if (i < REALS) call.reals[i * B + b] = value;
     else call.counts[(i - REALS) * B + b] = Int(value);
@@ -114,14 +116,16 @@ template <class V> OCP_FN Direction<V> direction(Lanes<V>& w) {
                   w.call->on_state != 0, second_order(w), g.k, g.K, nullptr, nullptr,
                   nullptr, nullptr, true, w.active};
   g.begin(any(pass.full));
-  out.promise = sweep(pass, g);
-  const auto failed = w.active & (out.promise.failed >= V(0)), dropping = failed & pass.full;
-  out.retried = failed;
-  if (any(dropping)) {
-    pass.full = pass.full & !dropping;
-    pass.hasty = false;
+  MaskOf<V> failed = !always<V>(), dropping = failed;
+  for (bool again = false;; again = true) {
+    pass.hasty = !again;
     out.promise = sweep(pass, g);
+    if (again) break;
+    failed = w.active & (out.promise.failed >= V(0)), dropping = failed & pass.full;
+    if (!any(dropping)) break;
+    pass.full = pass.full & !dropping;
   }
+  out.retried = failed;
   out.finite = g.residue == V(0);
   out.handed = failed & !dropping & out.finite;  // where they are not, `Decide` says so
   return out;
@@ -151,16 +155,13 @@ template <class V> OCP_FN int roll_out(Lanes<V>& w, bool gaps, int j, V* in) {
   Group<V>& g = w.group;
   const Nominal<V> about = {g.x, g.u, gaps ? g.gap : nullptr, g.k, g.K};
   const Real* sizes = w.call->step_sizes;
-  if constexpr (Of<V>::lanes == 1) {
-    const int count = trials - j < OCP_LANES ? trials - j : OCP_LANES;
-    const Int same[OCP_LANES] = {};
-    Wide a;
-    for (int l = 0; l < OCP_LANES; ++l) set(a, l, sizes[j + (l < count ? l : count - 1)]);
-    const Context<Wide> c = context_of<Wide>(*g.data, same);
-    const auto out = follow(*g.data, c, about, a, g.trial_x, g.trial_u);
+  if constexpr (single) {
+    const int count = trials - j < at_once ? trials - j : at_once;
+    Real cost[at_once], residue[at_once];
+    follow_each(*g.data, g.c, about, sizes + j, count, g.trial_x, g.trial_u, cost, residue);
     for (int l = 0; l < count; ++l) {
-      in[IN_TRIAL_COST + j + l] = get(out.cost, l);
-      in[IN_TRIAL_FINITE + j + l] = Real(get(out.residue, l) == 0);
+      in[IN_TRIAL_COST + j + l] = cost[l];
+      in[IN_TRIAL_FINITE + j + l] = Real(residue[l] == 0);
     }
     return count;
   } else {
@@ -175,11 +176,12 @@ template <class V> OCP_FN int roll_out(Lanes<V>& w, bool gaps, int j, V* in) {
 template <class V> OCP_FN void accept(Lanes<V>& w, MaskOf<V> mask, int trial) {
   Group<V>& g = w.group;
   const Int xs = (g.data->T + 1) * n, us = g.data->T * m;
-  if constexpr (Of<V>::lanes == 1) {
-    for (Int i = 0; i < xs; ++i) g.x[i] = get(g.trial_x[i], trial);
-    for (Int i = 0; i < us; ++i) g.u[i] = get(g.trial_u[i], trial);
+  if constexpr (single) {
+    for (Int i = team_rank(); i < xs; i += team_size()) g.x[i] = trial_entry(g.trial_x, i, trial);
+    for (Int i = team_rank(); i < us; i += team_size()) g.u[i] = trial_entry(g.trial_u, i, trial);
+    team_sync();
   } else if (!any(w.active & !mask)) {
-    V *x = g.x, *u = g.u;
+    const Array<V> x = g.x, u = g.u;
     g.x = g.trial_x, g.u = g.trial_u;
     g.trial_x = x, g.trial_u = u;
   } else {
@@ -209,7 +211,7 @@ template <class V> OCP_FN void search(Lanes<V>& w, const Direction<V>& to, V* in
 
 // -- a step -------------------------------------------------------------------------------------
 OCP_FN void write_row(const Iterate& call, Int B, Int b, Int step, const Real* row) {
-  for (int i = 0; i < ROW; ++i) call.rows[(step * ROW + i) * B + b] = row[i];
+  for (int i = 0; team_rank() == 0 && i < ROW; ++i) call.rows[(step * ROW + i) * B + b] = row[i];
 }
 
 // State and history after a step, as `advance` of the loop.
@@ -230,7 +232,9 @@ OCP_FN void advance(Lanes<V>& w, const Direction<V>& to, const V* in, const V* o
       set(w.numbers[COST], l, get(in[IN_TRIAL_COST + int(get(out[CHOICE], l))], l));
   }
   if (to.gaps) {
-    for (Int i = 0; i < w.group.data->T * n; ++i) w.group.gap[i] *= V(1) - a;
+    const Int gaps = w.group.data->T * n;
+    for (Int i = team_rank(); i < gaps; i += team_size()) w.group.gap[i] *= V(1) - a;
+    team_sync();
   }
   w.numbers[GAP] = select(moved, (V(1) - a) * w.numbers[GAP], w.numbers[GAP]);
   w.numbers[RESIDUAL] = to.promise.residual;
@@ -262,16 +266,17 @@ template <class V> OCP_FN void step(Lanes<V>& w) {
 
 // The problems begin..end - 1 that are running. A lane that is free takes the next one: what a
 // lane computes does not depend on its neighbours.
-OCP_FN void iterate_range(const Data& data, const Iterate& call, char* work, Int begin, Int end) {
+OCP_FN void iterate_range(const Data& data, const Iterate& call, Arena arena, Int begin, Int end) {
   Lanes<Lane> w;
-  Arena arena(work);
   w.call = &call;
   w.active = !always<Lane>();
   w.group.place(data, arena);
   for (int i = 0; i < NUMBERS; ++i) w.numbers[i] = Lane(0);
   for (int l = 0; l < lanes; ++l) w.group.take(l, -1);
-  for (Int i = 0; i < (data.T + 1) * n; ++i) w.group.x[i] = Lane(0);  // idle lanes: tame numbers
-  for (Int i = 0; i < data.T * m; ++i) w.group.u[i] = Lane(0);
+  if constexpr (lanes > 1) {  // idle ones: tame numbers
+    for (Int i = 0; i < (data.T + 1) * n; ++i) w.group.x[i] = Lane(0);
+    for (Int i = 0; i < data.T * m; ++i) w.group.u[i] = Lane(0);
+  }
   Int next = begin;
   const Int* status = call.counts + (STATUS - REALS) * data.B;
   do {
@@ -284,16 +289,12 @@ OCP_FN void iterate_range(const Data& data, const Iterate& call, char* work, Int
 }
 
 // Rows of problems that have stopped, up to the last step that any has taken: they stand still.
-OCP_FN Int fill_rows(const Data& data, const Iterate& call) {
-  Int most = 0;
-  for (Int b = 0; b < data.B; ++b) most = call.taken[b] > most ? call.taken[b] : most;
-  for (Int b = 0; b < data.B; ++b) {
-    const auto real = [&](int i) { return call.reals[i * data.B + b]; };
-    const Real row[ROW] = {real(COST), 0, 0, 0, real(DAMPING), real(RESIDUAL), real(GAP),
-                           Real(call.counts[b]), 0};
-    for (Int s = call.taken[b]; s < most; ++s) write_row(call, data.B, b, s, row);
-  }
-  return most;
+OCP_FN void fill_rows(const Data& data, const Iterate& call, Int b, Int most) {
+  const auto real = [&](int i) { return call.reals[i * data.B + b]; };
+  const Real row[ROW] = {real(COST), 0, 0, 0, real(DAMPING), real(RESIDUAL), real(GAP),
+                         Real(call.counts[b]), 0};
+  for (Int s = call.taken[b]; s < most; ++s)
+    for (int i = 0; i < ROW; ++i) call.rows[(s * ROW + i) * data.B + b] = row[i];
 }
 
 }  // namespace ocp

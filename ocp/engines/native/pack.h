@@ -7,11 +7,11 @@
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define OCP_CUDA 1
-#define OCP_FN static __host__ __device__ inline
-#define OCP_METHOD __host__ __device__ inline
+#define OCP_FN static __device__ inline
+#define OCP_METHOD __device__ inline
 #define OCP_COPY memcpy
-#define OCP_COLD static __host__ __device__ __noinline__
-#define OCP_UNROLL _Pragma("unroll 8")
+#define OCP_COLD static __device__ __noinline__
+#define OCP_UNROLL _Pragma("unroll")  // entirely: registers have no index
 #define OCP_UNLIKELY(condition) (condition)
 #else
 #define OCP_CUDA 0
@@ -27,6 +27,12 @@
 #endif
 #endif
 
+#ifndef OCP_GRID  // 1: work is spread over the threads of a GPU, see grid.h
+#define OCP_GRID 0
+#endif
+#ifndef OCP_SINGLE  // 1: one problem has a whole pack (a block of threads) to itself, see group.h
+#define OCP_SINGLE 0
+#endif
 #ifndef OCP_REAL
 #define OCP_REAL double
 #endif
@@ -42,6 +48,7 @@
 
 namespace ocp {
 
+constexpr bool single = OCP_SINGLE;
 typedef OCP_REAL Real;
 typedef long long Int;  // of the ABI: int64
 

@@ -52,7 +52,7 @@ class Prepared:
         _, B, _, _ = engine.sizes
         rows = engine.new(steps, len(abi.ROWS), B)
         taken, self.handed = torch.empty(2, B, dtype=INT).unbind()
-        limits, sizes = recipe_numbers(recipe, self.xs.dtype)
+        limits, sizes = recipe_numbers(recipe, self.xs.dtype, self.xs.device)
         full, k = self.xs.new_ones(1), torch.zeros_like(self.us)
         self.kept = rows, taken, limits, sizes, full, k  # as long as their addresses
         xs, us, K = self.plan

@@ -6,11 +6,11 @@ namespace ocp {
 
 // The trajectory that a policy is about. E is V, or Real where all lanes share it.
 template <class E> struct Nominal {
-  const E* x;    // [T + 1][n]
-  const E* u;    // [T][m]
-  const E* gap;  // [T][n]; null if there are none
-  const E* k;    // [T][m]
-  const E* K;    // [T][m][n]; null for no feedback
+  Array<const E> x;    // [T + 1][n]
+  Array<const E> u;    // [T][m]
+  Array<const E> gap;  // [T][n]; null if there are none
+  Array<const E> k;    // [T][m]
+  Array<const E> K;    // [T][m][n]; null for no feedback
 };
 
 template <class V> struct Outcome {
@@ -41,13 +41,14 @@ OCP_FN void policy_control(
 // Roll out ``u + a k + K (x' - x)`` into xs [T + 1][n] and us [T][m]; (1 - a) of the gaps stays.
 template <class V, class E>
 OCP_FN Outcome<V> follow(
-    const Data& data, Context<V> c, const Nominal<E>& about, V a, V* xs, V* us) {
+    const Data& data, Context<V> c, const Nominal<E>& about, V a, Array<V> xs, Array<V> us) {
   Outcome<V> out = {V(0), V(0)};
-  for (int i = 0; i < n; ++i) xs[i] = V(about.x[i]);
-  add_residue(out.residue, xs, n);
+  V x[n];
+  read<n>(about.x, x);
+  write<n>(x, xs);
+  add_residue(out.residue, x, n);
   for (Int t = 0; t < data.T; ++t) {
-    const V* x = xs + t * n;
-    V *after = xs + (t + 1) * n, u[m], next[n], l;
+    V u[m], next[n], l;
     c.at(t);
     policy_control(about, data, t, a, x, u);
     Model::f(x, u, c, next);
@@ -59,23 +60,30 @@ OCP_FN Outcome<V> follow(
     }
     add_residue(out.residue, next, n);
     add_residue(out.residue, u, m);
+    write<m>(u, us + t * m);
+    write<n>(next, xs + (t + 1) * n);
     OCP_UNROLL
-    for (int i = 0; i < n; ++i) after[i] = next[i];
-    OCP_UNROLL
-    for (int i = 0; i < m; ++i) us[t * m + i] = u[i];
+    for (int i = 0; i < n; ++i) x[i] = next[i];
   }
   V phi;
-  Model::phi(xs + data.T * n, c, &phi);
+  Model::phi(x, c, &phi);
   out.cost += phi;
   add_residue(out.residue, &out.cost, 1);
   return out;
 }
 
 // States [T + 1][n] of controls [T][m]; the first is given.
-template <class V> OCP_FN void rollout(const Data& data, Context<V> c, const V* us, V* xs) {
+template <class V>
+OCP_FN void rollout(const Data& data, Context<V> c, Array<V> us, Array<V> xs) {
+  V x[n], u[m], next[n];
+  read<n>(xs, x);
   for (Int t = 0; t < data.T; ++t) {
     c.at(t);
-    Model::f(xs + t * n, us + t * m, c, xs + (t + 1) * n);
+    read<m>(us + t * m, u);
+    Model::f(x, u, c, next);
+    write<n>(next, xs + (t + 1) * n);
+    OCP_UNROLL
+    for (int i = 0; i < n; ++i) x[i] = next[i];
   }
 }
 

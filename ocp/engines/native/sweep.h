@@ -46,6 +46,12 @@ template <class V> OCP_FN void add_residue(V& residue, const V* values, int coun
   for (int i = 0; i < count; ++i) residue += values[i] * V(0);
 }
 
+template <class V> OCP_FN void add_stage_residue(V& residue, const Stage<V>& s) {
+  add_residue(residue, s.F, n * d);
+  add_residue(residue, s.g, d);
+  add_residue(residue, s.H, tri_size(d));
+}
+
 // Quadratic model of the value at a stage: p is the gradient of J for the policy without its k,
 // which gives the slope when gaps are open.
 template <class V> struct Value {
@@ -286,25 +292,25 @@ OCP_FN void value_of(
 // -- the pass -----------------------------------------------------------------------------------
 template <class V> struct Pass {
   const Data* data;
-  const V* us;       // [T][m], about which the bounds lie
-  const V* gaps;     // [T][n]; null if there are none
+  Array<const V> us;    // [T][m], about which the bounds lie
+  Array<const V> gaps;  // [T][n]; null if there are none
   V damping;
   bool on_state;     // the damping is on v_xx (Tassa 2012, eq. 10)
   MaskOf<V> full;  // the model has its second-order terms
-  V* k;              // [T][m], as the rest written by the pass
-  V* K;              // [T][m][n]
-  V* vx;             // [T + 1][n] and [T + 1][n][n], or null
-  V* vxx;
-  V* p;              // costates [T + 1][n], and H_u along them [T][m]; or null
-  V* hu;
+  Array<V> k;        // [T][m], as the rest written by the pass
+  Array<V> K;        // [T][m][n]
+  Array<V> vx;       // [T + 1][n] and [T + 1][n][n], or null
+  Array<V> vxx;
+  Array<V> p;        // costates [T + 1][n], and H_u along them [T][m]; or null
+  Array<V> hu;
   bool hasty;          // end where all active lanes have failed with second-order terms:
   MaskOf<V> active;    // what they computed will not be used
 };
 
 template <class V> OCP_FN void record_value(const Pass<V>& pass, Int t, const Value<V>& v) {
   if (!pass.vx) return;
-  for (int i = 0; i < n; ++i) pass.vx[t * n + i] = v.x[i];
-  for (int i = 0; i < n * n; ++i) pass.vxx[t * n * n + i] = v.xx[i];
+  write<n>(v.x, pass.vx + t * n);
+  write<n * n>(v.xx, pass.vxx + t * n * n);
 }
 
 // The costate at t, and H_u, from that at t + 1.
@@ -314,14 +320,16 @@ template <class V> OCP_FN void record_costate(const Pass<V>& pass, Int t, const 
   for (int i = 0; i < d; ++i) along[i] = s.g[i];
   OCP_UNROLL
   for (int r = 0; r < n; ++r) add_row<d>(pass.p[(t + 1) * n + r], s.F + r * d, along);
-  for (int i = 0; i < n; ++i) pass.p[t * n + i] = along[i];
-  for (int a = 0; a < m; ++a) pass.hu[t * m + a] = along[n + a];
+  write<n>(along, pass.p + t * n);
+  write<m>(along + n, pass.hu + t * m);
 }
 
-// Source gives `end(v_x, v_xx)`, `stage(t)` and `curve(t, v, full, Q)`, which adds v . f_zz to the
-// lanes in `full`. `failed` of the result is the last stage with Q_uu not definite, or -1.
+// Source gives `end(v_x, v_xx)`, `stage(t, room for it)` and `curve(t, v, full, H)`: v . f_zz of the
+// lanes in `full`, a lower triangle. `failed` of the result is the last stage with Q_uu not
+// definite, or -1.
 template <class V, class Source> OCP_FN Promise<V> sweep(const Pass<V>& pass, Source& source) {
   Value<V> v;
+  Stage<V> own;
   Quadratic<V> model;
   Promise<V> promise = {V(0), V(0), V(0), V(-1)};
   source.end(v.x, v.xx);
@@ -330,12 +338,18 @@ template <class V, class Source> OCP_FN Promise<V> sweep(const Pass<V>& pass, So
   for (int i = 0; pass.p && i < n; ++i) pass.p[pass.data->T * n + i] = v.x[i];
   bool curved = any(pass.full);
   for (Int t = pass.data->T - 1; t >= 0; --t) {
-    const Stage<V>& s = source.stage(t);
-    V *k = pass.k + t * m, *K = pass.K + t * m * n, uu[tri_size(m)], lo[m], hi[m];
+    V k[m], K[m * n], uu[tri_size(m)], lo[m], hi[m];
+    if (pass.gaps) {
+      V gap[n];
+      read<n>(pass.gaps + t * n, gap);
+      cross_gap(gap, v, promise);
+    }
+    V bend[tri_size(d)];  // before the stage, while there is little else to keep in registers
+    if (curved) source.curve(t, v.x, pass.full, bend);
+    const Stage<V>& s = source.stage(t, own);
     if (pass.p) record_costate(pass, t, s);
-    if (pass.gaps) cross_gap(pass.gaps + t * n, v, promise);
     quadratic(s, v, model);
-    if (curved) source.curve(t, v.x, pass.full, model.Q);
+    if (curved) add_row<tri_size(d)>(V(1), bend, model.Q);
     regularise(s, model, pass.damping, pass.on_state, uu, K);
     if constexpr (bounded)
       for (int a = 0; a < m; ++a) {
@@ -349,6 +363,8 @@ template <class V, class Source> OCP_FN Promise<V> sweep(const Pass<V>& pass, So
     promise.residual = max_(promise.residual, projected(model.q + n, lo, hi));
     carry_slope(s, k, K, v, promise);
     value_of(model, k, K, v, promise);
+    write<m>(k, pass.k + t * m);
+    write<m * n>(K, pass.K + t * m * n);
     record_value(pass, t, v);
   }
   return promise;

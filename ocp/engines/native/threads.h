@@ -48,4 +48,9 @@ template <class Body> OCP_FN void parallel(Int threads, Int count, Body body) {
     if (started[i]) pthread_join(handles[i], nullptr);
 }
 
+// The same for units of work memory: those of threads.
+template <class Body> OCP_FN void parallel_units(Int threads, Int count, Body body) {
+  parallel(threads, count, body);
+}
+
 }  // namespace ocp

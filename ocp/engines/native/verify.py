@@ -46,7 +46,7 @@ def leaf_values(recorder: Recorder) -> Callable[[Leaf], float]:
             assert recorder.problem is not None
             block = recorder.data if kind == "dat" else recorder.shared
             flat = block.sources[k].flat(recorder.problem).detach()
-            flats[kind, k] = flat.reshape(-1) if kind == "par" else flat[0]
+            flats[kind, k] = (flat.reshape(-1) if kind == "par" else flat[0]).cpu()
         return float(flats[kind, k][offset + stride * (recorder.stages - 1)])
 
     return value

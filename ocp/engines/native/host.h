@@ -1,0 +1,31 @@
+// Work memory and teams on a CPU; grid.h has the same for a GPU.
+#pragma once
+#include "pack.h"
+
+namespace ocp {
+
+// The numbers of a trajectory in work memory.
+template <class V> using Array = V*;
+
+// Threads that work on the same problem: here it is one.
+constexpr Int team_rank() { return 0; }
+constexpr Int team_size() { return 1; }
+OCP_FN void team_sync() {}
+template <class V> OCP_FN V team_max(V own) { return own; }
+
+// Hands out pieces of one block. Beginning at 0 it measures what will be needed.
+struct Arena {
+  typedef unsigned long long Address;
+  static constexpr Address alignment = 64;
+  Address next;
+
+  explicit OCP_METHOD Arena(const void* block)
+      : next(((Address)block + alignment - 1) & ~(alignment - 1)) {}
+  template <class V> OCP_METHOD V* take(Int count) {
+    V* piece = (V*)next;
+    next += (Address(count) * sizeof(V) + alignment - 1) & ~(alignment - 1);
+    return piece;
+  }
+};
+
+}  // namespace ocp
