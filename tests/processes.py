@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import runpy
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -38,6 +39,12 @@ def member(rank: int, folder: str, orders: Any, answers: Any) -> None:
             answers.put(pickle.dumps((None, traceback.format_exc())))
             raise
     dist.destroy_process_group()
+
+
+def example(name: str, **arguments: Any) -> Any:
+    """What ``main`` of an example returns."""
+    path = Path(__file__).resolve().parent.parent / "examples" / name
+    return runpy.run_path(str(path))["main"](**arguments)
 
 
 class Pair:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import Pair, needs_gloo
+from processes import Pair, example, needs_gloo
 from torch import Tensor
 
 import ocp
@@ -99,6 +99,7 @@ def everything(rank: int) -> dict[str, Any]:
     return {
         "solutions": solutions,
         "no batch": refusal(one),
+        "example": example("many_pendulums.py", batch=3, horizon=8),
         "no group": refusal(batch(), group=2),
     }
 
@@ -134,6 +135,12 @@ def test_members_stop_at_different_iterations():
     problem, options = arguments("plain")
     counts = ocp.solve(problem, **options).iterations
     assert counts[:2].max() != counts[2:].max()
+
+
+def test_the_example_runs(parts):
+    for part in parts:
+        assert part["example"].states.shape == (3, 9, 2)
+        assert bool(part["example"].converged.all())
 
 
 def test_what_cannot_be_divided_is_refused(parts):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from processes import needs_gloo
+from processes import example, needs_gloo
 from torch import Tensor, nn
 from zoo import F64
 
@@ -131,6 +131,7 @@ def everything(rank: int) -> dict[str, Any]:
         "exact": message(rank),
         "frozen": message(rank, batch_norm="frozen"),
         "dropout": dropout_masks(rank),
+        "example": example("data_parallel.py", steps=3),
     }
 
 
@@ -166,6 +167,11 @@ def test_dropout_draws_other_masks_in_each_process(parts):
     first, second = (part["dropout"] for part in parts)
     assert torch.equal(first[:, :-1], second[:, :-1])
     assert not torch.equal(first[:, -1], second[:, -1])
+
+
+def test_the_example_runs(parts):
+    first, second = (part["example"] for part in parts)
+    assert first == second < 1.5
 
 
 def test_a_group_needs_processes():
