@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ocp_nn.cotangents import Cotangents
 from ocp_nn.forms import Form, LinearForm
-from ocp_nn.kernels import linear_kernel, rows_kernel
-from ocp_nn.metrics import Metric
+from ocp_nn.kernels import activation_kernel, linear_kernel, rows_kernel
+from ocp_nn.metrics import Isotropic, Metric
 
 if TYPE_CHECKING:
     from ocp.problem import Problem
@@ -105,7 +105,11 @@ class Spread(Shards):
     def operator(
         self, form: Form, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric
     ) -> Callable[[Tensor], Tensor]:
-        """One sum of m numbers, one gathering of r."""
+        """Gathers r numbers and sums m; linear stages with an isotropic P gather r and B n'."""
+        if isinstance(form, LinearForm) and isinstance(metric, Isotropic):
+            K = activation_kernel(self.joined(form.activations(X)), metric, form.has_bias)
+            mine, out = self.own(K), form.outgoing(Y)
+            return lambda z: self.joined(out.adjoint(mine @ self.joined(out.apply(self.own(z)))))
 
         def product(z: Tensor) -> Tensor:
             g = self.sum(form.gradient(X, u, Y.apply(self.own(z))))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zoo import F64
 
 from ocp_nn import DDPOptimizer
+from ocp_nn.optimizer import DivergedError
 
 pytestmark = needs_gloo
 
@@ -71,6 +72,7 @@ CASES = {
     "paper": Case({"metric": "ekfac", "lr": 0.1, "form": "paper", "statistics": "value"}),
     "stagewise": Case({"form": "stagewise"}),
     "gradient": Case({"metric": "rmsprop", "lr": 0.05, "form": "gradient"}),
+    "gradient of ekfac": Case({"metric": "ekfac", "lr": 0.1, "form": "gradient"}),
     "line search": Case({"line_search": True, "damping": 0.01}),
     "adaptive": Case({"damping": "adaptive"}),
     "adaptive, full batch": Case({"damping": "adaptive", "full_batch": True}),
@@ -124,6 +126,20 @@ def dropout_masks(rank: int) -> Tensor:
     return optimizer.problem.x0
 
 
+def diverge(rank: int) -> tuple[str, bool]:
+    """Steps on scaled data until one is not finite: the message, and whether weights are finite."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Softplus(), nn.Linear(3, 3)).to(F64)
+    optimizer = DDPOptimizer(model, "mse", process_group="default", form="gradient", lr=1e6)
+    x, y = (v[SHARDS[rank]] for v in data(0, Case({"loss": "mse"})))
+    try:
+        for _ in range(200):
+            optimizer.step(x, y)
+    except DivergedError as error:
+        return str(error), all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    return "no divergence", False
+
+
 def everything(rank: int) -> dict[str, Any]:
     """One start of processes for all tests of this file."""
     return {
@@ -131,6 +147,7 @@ def everything(rank: int) -> dict[str, Any]:
         "exact": message(rank),
         "frozen": message(rank, batch_norm="frozen"),
         "dropout": dropout_masks(rank),
+        "diverged": diverge(rank),
         "example": example("data_parallel.py", steps=3),
     }
 
@@ -161,6 +178,12 @@ def test_batch_norm_on_a_part_of_the_batch_is_refused(parts):
     for part in parts:
         for kind in ("exact", "frozen"):
             assert "process_group: stage 1 (1) is batch norm" in part[kind]
+
+
+def test_a_step_that_diverges_is_refused_by_all(parts):
+    (first, kept), (second, also_kept) = (part["diverged"] for part in parts)
+    assert first.startswith("step ") and first.split()[:3] == second.split()[:3]
+    assert kept and also_kept
 
 
 def test_dropout_draws_other_masks_in_each_process(parts):
