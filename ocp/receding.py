@@ -57,7 +57,9 @@ class RecedingHorizon:
             raise ValueError(f"iterations must be at least 1, got {iterations!r}.")
         if not 0 <= shift <= problem.horizon:
             raise ValueError(f"shift must be in 0..{problem.horizon}, got {shift!r}.")
-        self.problem, self.iterations, self.shift = problem, iterations, shift
+        self._problem, self.iterations, self.shift = problem, iterations, shift
+        self._shape, m = problem.x0.shape, problem.control_dims[0]
+        self._control = (problem.batch, m) if problem.batched else (m,)
         self.solver = make_solver(method, **options)
         if isinstance(start, Solution):
             self._plan = plan_of(problem, start)
@@ -79,29 +81,38 @@ class RecedingHorizon:
         Raises:
             ValueError, TypeError: the state is not finite or has another shape; nothing is changed.
         """
-        x0, needed = numbers("x0", x0, self.problem.x0.dtype), tuple(self.problem.x0.shape)
-        if tuple(x0.shape) != needed:
-            raise ValueError(f"x0 must have shape {needed}, got {tuple(x0.shape)}.")
-        problem = self.problem.replace(x0=x0, **data)
-        self.problem = problem
-        engine = engines.make(problem, self.solver.engine)
-        if self._prepared is None or not self._prepared(engine):
-            return self._first(self._iterate(engine))
-        self._status = self._prepared.status
-        return self._first(self._prepared.us)
+        problem = self._problem.replace(**data) if data else self._problem
+        prepared, plan = self._prepared, None
+        usual = prepared is not None and isinstance(x0, Tensor) and x0.shape == self._shape
+        if prepared is not None and usual and prepared.begins_at(x0) and prepared.renew(problem):
+            self._problem, self._status = problem, prepared.status
+            if prepared():
+                return prepared.first_control(self._control)
+            plan = Plan(*prepared.plan)
+        x0 = numbers("x0", x0, problem.x0.dtype)
+        if x0.shape != self._shape:
+            raise ValueError(f"x0 must have shape {tuple(self._shape)}, got {tuple(x0.shape)}.")
+        problem = problem.replace(x0=x0)
+        if plan is None:
+            plan = shifted(self._trajectory(), 0 if self._fresh else self.shift)
+        us = self._iterate(problem, plan)
+        return us[0].clone() if problem.batched else us[0, 0].clone()
 
-    def _iterate(self, engine: engines.Engine) -> Tensor:
+    def _trajectory(self) -> Plan:
+        """Of the last call, with its feedback."""
+        kept = self._prepared
+        return (
+            self._plan if kept is None else Plan(kept.xs.clone(), kept.us.clone(), kept.K.clone())
+        )
+
+    def _iterate(self, problem: Problem, plan: Plan) -> Tensor:
         """By the pieces, on any engine; what a prepared call does."""
-        if self._prepared is not None:
-            plan = Plan(*self._prepared.plan)
-        else:
-            plan = shifted(self._plan, 0 if self._fresh else self.shift)
-        us, left = follow(engine, plan), self.iterations
-        state = self.solver.init(self.problem, layout.stages_out(self.problem, us))
+        us, left = follow(engines.make(problem, self.solver.engine), plan), self.iterations
+        state = self.solver.init(problem, layout.stages_out(problem, us))
         while state.running and left > 0:
-            state = self.solver.steps(self.problem, state, left)
+            state = self.solver.steps(problem, state, left)
             left = self.iterations - steps_of(state)
-        self._status, self._fresh = state.status, False
+        self._problem, self._status, self._fresh = problem, state.status, False
         self._plan = Plan(state.xs, state.us, state.feedback)
         self._prepare(state)
         return torch.as_tensor(state.us)
@@ -112,32 +123,36 @@ class RecedingHorizon:
         if recipe is None or len(whole) < 3:
             self._prepared = None
             return
-        if self._prepared is None:
-            numbers = self.solver.rules.damping_start, self.iterations, self.shift
-            self._prepared = state.engine.prepare(recipe, *numbers)
-        if self._prepared is not None:
-            self._prepared.load(*whole)
+        settings = self.solver.rules.damping_start, self.iterations, self.shift
+        prepared = state.engine.prepare(recipe, *settings)
+        if prepared is not None:
+            prepared.load(*whole)
+            prepared.begins_at(self._problem.x0)
+        self._prepared = prepared
 
-    def _first(self, us: Tensor) -> Tensor:
-        return us[0].clone() if self.problem.batched else us[0, 0].clone()
+    @property
+    def problem(self) -> Problem:
+        """With the last state as its x0."""
+        if self._prepared is None:
+            return self._problem
+        return self._problem.replace(x0=self._prepared.x0.reshape(self._shape))
 
     @property
     def controls(self) -> Tensor:
         """Those of the last call (T, m) or (B, T, m); of the guess before the first."""
-        us = self._plan.us if self._prepared is None else self._prepared.us
-        return layout.stages_out(self.problem, us)
+        return layout.stages_out(self._problem, self._trajectory().us)
 
     @property
     def status(self) -> Any:
         if self._status is None:
             return None
         several = [Status(code) for code in self._status.tolist()]
-        return several if self.problem.batched else several[0]
+        return several if self._problem.batched else several[0]
 
     def solution(self) -> Solution:
         """The last call's trajectory with its certificate and policy, as `ocp.solve` returns it.
 
         Its status says RUNNING where the iterations did not suffice.
         """
-        state = self.solver.init(self.problem, self.controls)
-        return self.solver.result(self.problem, state)
+        problem = self.problem
+        return self.solver.result(problem, self.solver.init(problem, self.controls))

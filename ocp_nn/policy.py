@@ -21,15 +21,11 @@ Source = Proximal | Paper | Separate | MatrixFree | Primal
 
 @dataclass(frozen=True, eq=False)
 class FunctionPolicy:
-    """``du_t`` for any deviation of the activations, in function space or on the primal side.
-
-    Attributes:
-        K: None: gains (m, B n), which other engines' policies have, are what is avoided here.
-    """
+    """``du_t`` for any deviation of the activations, in function space or on the primal side."""
 
     model: Model
     source: Source
-    K: ClassVar[None] = None
+    K: ClassVar[None] = None  # gains are never formed
 
     def follow(self, alpha: float) -> tuple[list[Tensor], list[Tensor]]:
         """Roll the network out with the policy: activations (B, n), T + 1; controls (m,), T."""

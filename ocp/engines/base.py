@@ -106,6 +106,7 @@ class Recipe(NamedTuple):
 class Prepared(Protocol):
     """A few iterations again and again, see `ocp.RecedingHorizon`."""
 
+    x0: Tensor  # (B, n): where the last call began
     xs: Tensor  # (T + 1, B, n), (T, B, m), (T, B, m, n): a trajectory and its feedback
     us: Tensor
     K: Tensor
@@ -115,8 +116,17 @@ class Prepared(Protocol):
     def load(self, xs: Tensor, us: Tensor, K: Tensor) -> None:
         """What the next call begins from."""
 
-    def __call__(self, engine: Any) -> bool:
+    def renew(self, problem: Problem) -> bool:
+        """Read the problem's data anew; False where all has to be prepared again."""
+
+    def begins_at(self, x0: Tensor) -> bool:
+        """Take a state; False where that should be checked, and complained of, elsewhere."""
+
+    def __call__(self) -> bool:
         """Shift, roll out, iterate; False where pieces have to be asked for instead."""
+
+    def first_control(self, shape: tuple[int, ...]) -> Tensor:
+        """A copy, of this shape."""
 
 
 class Engine(Protocol):

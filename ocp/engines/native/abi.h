@@ -372,6 +372,23 @@ extern "C" __attribute__((visibility("default"))) Int ocp_iterate(
   for (Int b = 0; b < B; ++b) ocp::fill_rows(data, call, b, most);
   return most;
 }
+
+#include "again.h"
+
+// Steps as `ocp_iterate`; 0 where the caller has to go on from the plan by the pieces.
+extern "C" __attribute__((visibility("default"))) Int ocp_again(
+    const Data& data, const ocp::Again& call) {
+  const ocp::Iterate& loop = *call.iterate;
+  const Int B = data.B;
+  ocp::shift_plan(data, call);
+  for (Int i = 0; i < ocp::REALS * B; ++i) loop.reals[i] = call.reals[i];
+  for (Int i = 0; i < (ocp::NUMBERS - ocp::REALS) * B; ++i) loop.counts[i] = call.counts[i];
+  ocp_follow(data, *call.follow);
+  for (Int b = 0; b < B; ++b)
+    loop.reals[ocp::START_COST * B + b] = loop.reals[ocp::COST * B + b];
+  const Int steps = ocp_iterate(data, loop);
+  return ocp::went_well(data, loop) ? steps : 0;
+}
 #endif
 
 #if OCP_ENSEMBLE

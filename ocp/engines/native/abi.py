@@ -63,6 +63,15 @@ class Iterate(Structure):
     )
 
 
+class Again(Structure):
+    """Of ``ocp_again``; see again.h for shapes."""
+
+    _fields_ = fields(
+        "shift:i x0:p xs:p us:p K:p plan_xs:p plan_us:p plan_K:p reals:p counts:p follow:p "
+        "iterate:p"
+    )
+
+
 REALS = ("cost", "gap", "start_cost", "damping", "penalty", "residual")
 COUNTS = ("second_order", "weak", "status", "iterations", "rollouts", "sweeps")
 ROWS = (
@@ -95,11 +104,12 @@ ARGUMENTS = {  # of each entry after `Data`: addresses, unless i
     "ocp_sweep": "p",
     "ocp_follow": "p",
     "ocp_iterate": "p",
+    "ocp_again": "p",
     "ocp_ensemble_bytes": "",
     "ocp_ensemble_sweep": "p",
     "ocp_ensemble_follow": "p",
 }
-COUNTING = ("ocp_iterate", "ocp_ensemble_bytes")  # entries that return a number
+COUNTING = ("ocp_iterate", "ocp_again", "ocp_ensemble_bytes")  # entries that return a number
 
 
 def declare(library: ctypes.CDLL) -> Info:

@@ -30,7 +30,7 @@ class Native(Eager):
     def __init__(self, problem: Problem, compiled: Compiled) -> None:
         super().__init__(problem)
         self.library: Any = compiled.library
-        self.info = compiled.info
+        self.info, self.program = compiled.info, compiled.program
         T, B = problem.horizon, problem.batch
         # Arrays whose addresses `data` holds: they live as long as it does.
         numbers = compiled.program.shared(problem), compiled.program.per_problem(problem)
@@ -257,7 +257,7 @@ class Native(Eager):
         from ocp.engines.native.prepared import Prepared
 
         known = recipe.trials == self.info.trials
-        return Prepared(self, recipe, damping, steps, shift) if known else None
+        return Prepared(self, self.program, recipe, damping, steps, shift) if known else None
 
 
 def make_native(problem: Problem) -> Eager:

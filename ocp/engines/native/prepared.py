@@ -1,17 +1,26 @@
-"""The same few iterations again and again from new states: arrays and calls set up beforehand."""
+"""The same few iterations again and again from new states: arrays and calls set up beforehand.
+
+One iteration of a small problem takes about as long as a handful of PyTorch's operations. What is
+done at every call is therefore done by the program, and by the interpreter alone.
+"""
 
 from __future__ import annotations
 
-from ctypes import addressof
+import math
+from ctypes import addressof, byref, memmove
 
 import torch
 from torch import Tensor
 
 from ocp.engines.base import Recipe
 from ocp.engines.native import abi
+from ocp.engines.native.emit import Program
 from ocp.engines.native.engine import INT, Native, recipe_numbers
-from ocp.engines.riccati import matvec
+from ocp.engines.native.sources import Changed, Source
+from ocp.problem import Problem
 from ocp.solution import Status
+
+FEW = 64  # numbers up to which Python looks at each
 
 
 class Prepared:
@@ -19,6 +28,7 @@ class Prepared:
 
     Args:
         engine: of a problem of the form that will be solved.
+        program: its program.
         recipe: of the solver.
         damping: what each solve begins with.
         steps: iterations of a call, at most.
@@ -26,69 +36,114 @@ class Prepared:
     """
 
     def __init__(
-        self, engine: Native, recipe: Recipe, damping: float, steps: int, shift: int
+        self,
+        engine: Native,
+        program: Program,
+        recipe: Recipe,
+        damping: float,
+        steps: int,
+        shift: int,
     ) -> None:
         T, B, n, m = engine.sizes
-        stages = torch.arange(T + 1) + shift
-        self.later, self.held = stages.clamp_max(T), stages[:T].clamp_max(T - 1)
-        self.passed = max(T - shift, 0)  # from here on no feedback is known
+        self.engine, self.program = engine, program
+        self.sources = program.par.ordered()
+        self.x0 = engine.x0.clone()
         self.xs, self.us = engine.new(T + 1, B, n), engine.new(T, B, m)
         self.K = engine.new(T, B, m, n)
         self.plan = [torch.empty_like(v) for v in (self.xs, self.us, self.K)]
         self.reals = engine.new(len(abi.REALS), B)
         self.counts = torch.empty(len(abi.COUNTS), B, dtype=INT)
-        self.cost = self.reals[abi.REALS.index("cost")]
-        self.start_cost = self.reals[abi.REALS.index("start_cost")]
         self.status = self.counts[abi.COUNTS.index("status")]
-        self.first_reals = torch.zeros_like(self.reals)
-        self.first_counts = torch.zeros_like(self.counts)
-        self.first_reals[abi.REALS.index("damping")] = damping
-        self.first_reals[abi.REALS.index("residual")] = torch.inf
-        self.first_counts[abi.COUNTS.index("status")] = int(Status.RUNNING)
-        self.work: Tensor | None = None
-        self._calls(engine, recipe, steps)
+        self.first = torch.zeros_like(self.reals), torch.zeros_like(self.counts)
+        self.first[0][abi.REALS.index("damping")] = damping
+        self.first[0][abi.REALS.index("residual")] = torch.inf
+        self.first[1][abi.COUNTS.index("status")] = int(Status.RUNNING)
+        self._calls(engine, recipe, steps, shift)
+        size = engine.library.ocp_work_bytes(byref(engine.data_block))
+        engine.use(torch.empty(size, dtype=torch.uint8))
 
-    def _calls(self, engine: Native, recipe: Recipe, steps: int) -> None:
-        _, B, _, _ = engine.sizes
+    def _calls(self, engine: Native, recipe: Recipe, steps: int, shift: int) -> None:
+        _, B, _, m = engine.sizes
         rows = engine.new(steps, len(abi.ROWS), B)
-        taken, self.handed = torch.empty(2, B, dtype=INT).unbind()
+        taken, handed = torch.empty(2, B, dtype=INT).unbind()
         limits, sizes = recipe_numbers(recipe, self.xs.dtype, self.xs.device)
         full, k = self.xs.new_ones(1), torch.zeros_like(self.us)
-        self.kept = rows, taken, limits, sizes, full, k  # as long as their addresses
-        xs, us, K = self.plan
-        given = (xs.data_ptr(), us.data_ptr(), 0, k.data_ptr(), K.data_ptr(), full.data_ptr(), 1)
-        results = (v.data_ptr() for v in (self.xs, self.us, self.cost))
-        self.start = abi.FollowCall(*given, *results)
-        before = (v.data_ptr() for v in (sizes, self.xs, self.us))
-        arrays = (self.reals, self.counts, rows, taken, self.handed, limits, self.K)
+        self.kept = rows, taken, handed, limits, sizes, full, k  # as long as their addresses
+        at = lambda *arrays: [v.data_ptr() for v in arrays]
+        plan, now = at(*self.plan), at(self.xs, self.us, self.K)
+        cost = self.reals[abi.REALS.index("cost")]
+        self.follow = abi.FollowCall(
+            *plan[:2], 0, *at(k), plan[2], *at(full), 1, *now[:2], *at(cost)
+        )
         modes = recipe.second_order, int(recipe.on_state)
-        self.request = abi.Iterate(steps, *modes, *before, 0, *(v.data_ptr() for v in arrays))
+        arrays = at(self.reals, self.counts, rows, taken, handed, limits)
+        self.loop = abi.Iterate(steps, *modes, *at(sizes), *now[:2], 0, *arrays, now[2])
+        parts = addressof(self.follow), addressof(self.loop)
+        self.again = abi.Again(shift, *at(self.x0), *now, *plan, *at(*self.first), *parts)
+        self.width = B * m * self.xs.element_size()  # bytes of the first control
 
     def load(self, xs: Tensor, us: Tensor, K: Tensor) -> None:
         """A trajectory and its feedback: what the next call begins from."""
         for mine, given in ((self.xs, xs), (self.us, us), (self.K, K)):
             mine.copy_(given)
 
-    def __call__(self, engine: Native) -> bool:
-        """Shift, roll out from the x0 of the engine's problem, iterate.
+    def renew(self, problem: Problem) -> bool:
+        """Read the numbers of its program anew; False where it needs another program."""
+        if self.program.stale():
+            return False
+        par, dat = self.engine.held[:2]
+        try:
+            if par is not None and self.sources:
+                place = par.data_ptr()
+                for source in self.sources:
+                    place += copy_into(place, source, problem, par)
+            if dat is not None and self.program.dat.sources:
+                dat.copy_(self.program.per_problem(problem))
+        except Changed:
+            return False
+        return True
+
+    def begins_at(self, x0: Tensor) -> bool:
+        """Take a state; False where it is another kind of tensor or not finite."""
+        mine = self.x0
+        same = x0.dtype == mine.dtype and x0.numel() == mine.numel() and x0.is_contiguous()
+        if not same or x0.device != mine.device:
+            return False
+        values = x0.reshape(-1)
+        few = values.shape[0] <= FEW
+        if not (all(map(math.isfinite, values.tolist())) if few else values.isfinite().all()):
+            return False
+        memmove(mine.data_ptr(), x0.data_ptr(), mine.numel() * mine.element_size())
+        return True
+
+    def __call__(self) -> bool:
+        """Shift, roll out from x0, iterate.
 
         False where that is not finite, or the engine leaves a problem to the pieces: the caller
         then goes on from `plan`, the trajectory already shifted.
         """
-        xs, us, K = self.plan
-        torch.index_select(self.xs, 0, self.later, out=xs)
-        torch.index_select(self.us, 0, self.held, out=us)
-        torch.index_select(self.K, 0, self.held, out=K)
-        K[self.passed :] = 0
-        us[0] += matvec(K[0], engine.x0 - xs[0])
-        xs[0] = engine.x0
-        self.reals.copy_(self.first_reals)
-        self.counts.copy_(self.first_counts)
-        if self.work is not None:
-            engine.use(self.work)
-        engine.call("ocp_follow", addressof(self.start))
-        self.work = engine.work
-        self.start_cost.copy_(self.cost)
-        steps: int = engine.call("ocp_iterate", addressof(self.request))
-        done = torch.isfinite(self.start_cost) & (self.handed == 0)
-        return steps > 0 and bool(done.all())
+        engine = self.engine
+        block, again = addressof(engine.data_block), addressof(self.again)
+        return bool(engine.library.ocp_again(block, again))
+
+    def first_control(self, shape: tuple[int, ...]) -> Tensor:
+        """A copy."""
+        u = torch.empty(shape, dtype=self.us.dtype)
+        memmove(u.data_ptr(), self.us.data_ptr(), self.width)
+        return u
+
+
+def copy_into(place: int, source: Source, problem: Problem, like: Tensor) -> int:
+    """Write what a shared source is now to an address; returns how many bytes.
+
+    Raises:
+        Changed: it is of another shape or kind.
+    """
+    value = source.read(problem)
+    if value.shape != source.shape or value.dtype != source.dtype:
+        raise Changed(f"{source.name} is another tensor now.")
+    if value.dtype != like.dtype or not value.is_contiguous() or value.device != like.device:
+        value = value.detach().to(like.device, like.dtype).contiguous()
+    size = value.numel() * like.element_size()
+    memmove(place, value.data_ptr(), size)
+    return size
