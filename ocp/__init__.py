@@ -19,6 +19,7 @@ from ocp.monte_carlo import Robustness, monte_carlo
 from ocp.plot import plot_solution
 from ocp.problem import Cost, Dynamics, Problem
 from ocp.receding import RecedingHorizon
+from ocp.sharded import solve_sharded
 from ocp.solution import Policy, Solution, Status, Value
 from ocp.solve import make_solver, solve
 from ocp.solvers import METHODS, Report, Rules, Solver
@@ -59,5 +60,6 @@ __all__ = [
     "semi_implicit_euler",
     "smooth_abs",
     "solve",
+    "solve_sharded",
     "starts",
 ]

@@ -48,7 +48,7 @@ class Linear:
         if h is None:
             return None
         model, moved = self.model, metric.apply(h)
-        l = model.y(t + 1).adjoint(model.forms[t].push(model.xs[t], model.us[t], moved))
+        l = model.adjoint(t + 1, model.forms[t].push(model.xs[t], model.us[t], moved))
         self.w = self.w - l
         self.square = self.square + h @ moved
         return l
@@ -102,9 +102,8 @@ def proximal(model: Model, metric_of: MetricOf, feedback: bool | str) -> Proxima
     z: Callable[[], Tensor] = lambda: model.rho
     first = model.active[0]
     for t in reversed(model.active):
-        Y = model.y(t + 1)
         metric = metrics[t] = metric_of(t, value_gradient(model, t + 1, z))
-        gamma = model.forms[t].kernel(model.xs[t], model.us[t], Y, metric)
+        gamma = model.kernel(t, metric)
         linear.absorb(t, metric)
         ws[t] = linear.w
         S = identity_plus(gamma) if S is None else S.add_(gamma)
@@ -152,7 +151,7 @@ def paper(model: Model, metric_of: MetricOf, feedback: bool) -> Paper:
     first, second = model.active[0], model.active[min(1, len(model.active) - 1)]
     for t in reversed(model.active):
         metric = metrics[t] = metric_of(t, value_gradient(model, t + 1, lambda z=z: z))  # type: ignore[misc]
-        gamma = model.forms[t].kernel(model.xs[t], model.us[t], model.y(t + 1), metric)
+        gamma = model.kernel(t, metric)
         Cs[t], zs[t] = C, z
         moved, h = gamma @ z, model.linear[t]
         decrease = decrease + z @ moved / 2  # 1/2 Q_u' P Q_u
@@ -204,7 +203,7 @@ def stagewise(model: Model, metric_of: MetricOf, curvature: bool) -> Separate:
             zs[t] = rho
             decrease = decrease + g @ metric.apply(g) / 2
             continue
-        gamma = model.forms[t].kernel(model.xs[t], model.us[t], model.y(t + 1), metric)
+        gamma = model.kernel(t, metric)
         L, info = torch.linalg.cholesky_ex(identity_plus(gamma))
         infos.append(info)
         part = Linear(model)

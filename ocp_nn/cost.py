@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch.func import grad, jvp, vjp
 
 from ocp_nn.losses import Loss
 from ocp_nn.stages import Network
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Regulariser = Callable[[Tensor], Tensor]
 """Of the control of one stage, (m,) -> scalar; torch, twice differentiable."""
@@ -29,6 +33,7 @@ class LossCost:
         regulariser: added for every stage with parameters, or None.
         whole_batch: the state is that of all samples, see `Network`.
         out_size: of one sample's output.
+        group: the mean is over the samples of all its processes (function-space engine only).
     """
 
     loss: Loss
@@ -36,6 +41,7 @@ class LossCost:
     regulariser: Regulariser | None
     whole_batch: bool
     out_size: int
+    group: ProcessGroup | None = None
 
     def stage(self, x: Tensor, u: Tensor, t: int) -> Tensor:
         return self.control_cost(u, t)

@@ -22,6 +22,7 @@ from ocp_nn.forms import Form, form_of
 from ocp_nn.losses import CrossEntropy, Loss
 from ocp_nn.model import Model, linearise
 from ocp_nn.policy import FunctionPolicy
+from ocp_nn.shards import WHOLE, Shards, Spread
 from ocp_nn.stages import Network
 
 _forms: WeakKeyDictionary[Network, tuple[Form, ...]] = WeakKeyDictionary()
@@ -64,6 +65,9 @@ class FunctionSpace:
         target = problem.per_problem["target"]
         self.target: Tensor = target[0] if self.network.whole_batch else target
         self.inputs: Tensor = self.network.rows(problem.x0)
+        self.shards: Shards = WHOLE
+        if self.cost.group is not None:
+            self.shards = Spread(self.cost.group, self.samples, self.inputs.device)
         self._last: tuple[Stages, Stages, Model] | None = None
 
     @property
@@ -89,12 +93,17 @@ class FunctionSpace:
 
     def objective(self, outputs: Tensor, us: Sequence[Tensor]) -> Tensor:
         """J of outputs (B, c) and controls (m,): ()."""
-        cost = mean_loss(self.cost.loss, outputs, self.target)
+        cost = self.loss(outputs)
         if self.cost.regularised:
             for t, u in enumerate(us):
                 if u.shape[0] > 0:
                     cost = cost + self.cost.control_cost(u, t)
         return cost
+
+    def loss(self, outputs: Tensor) -> Tensor:
+        """Mean loss of all samples, from the outputs (B, c) of those here: ()."""
+        mean, B = mean_loss(self.cost.loss, outputs, self.target), outputs.shape[0]
+        return self.shards.sum(mean * (B / self.shards.count(B)))
 
     def gaps(self, xs: Stages, us: Stages) -> Stages:
         """Zero: activations always follow from the weights."""
@@ -112,13 +121,14 @@ class FunctionSpace:
                 self.cost.control_gradient(u, t) if u.shape[0] > 0 else None
                 for t, u in enumerate(weights)
             ]
-        model = linearise(self.forms, Xs, weights, Y, rho, rest, own)
+        rho = self.shards.joined(rho)
+        model = linearise(self.forms, Xs, weights, Y, rho, rest, own, self.shards)
         self._last = xs, us, model
         return model
 
     def loss_model(self, outputs: Tensor) -> tuple[Cotangents, Tensor, Tensor | None]:
-        """Y_T, rho and remainder of the mean loss at outputs (B, c)."""
-        loss, B = self.cost.loss, outputs.shape[0]
+        """Y_T, rho and remainder of the mean loss at outputs (B, c), of the samples here."""
+        loss, B = self.cost.loss, self.shards.count(outputs.shape[0])
         if self.terminal_damping > 0:
             Y = loss.factor(outputs, self.target)
             eye = torch.eye(Y.shape[1], dtype=Y.dtype, device=Y.device)

@@ -28,9 +28,9 @@ from ocp_nn.metrics import (
 CHUNK = 2**24  # entries of an intermediate: bounds memory, costs nothing below
 
 
-def rows_kernel(J: Tensor, metric: Metric) -> Tensor:
-    """``J P J'``; J (r, m)."""
-    return metric.apply(J) @ J.mT
+def rows_kernel(J: Tensor, metric: Metric, others: Tensor | None = None) -> Tensor:
+    """``J P J'``, or with the rows of others ``J P others'``; J (r, m)."""
+    return metric.apply(J) @ (J if others is None else others).mT
 
 
 def linear_kernel(X: Tensor, Y: Cotangents, metric: Metric, outputs: int, has_bias: bool) -> Tensor:

@@ -90,8 +90,7 @@ def matrix_free(
     z: Callable[[], Tensor] = lambda: model.rho
     for t in reversed(model.active):
         metric = metrics[t] = metric_of(t, value_gradient(model, t + 1, z))
-        Y, form = model.y(t + 1), model.forms[t]
-        parts.append(form.operator(model.xs[t], model.us[t], Y, metric))
+        parts.append(model.operator(t, metric))
         linear.absorb(t, metric)
         ws[t], operators[t] = linear.w, plus_identity(tuple(parts))
         z = lambda t=t: conjugate_gradients(operators[t], ws[t], None, tolerance, most)[0]  # type: ignore[misc]

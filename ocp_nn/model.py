@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ocp_nn.cotangents import Cotangents
 from ocp_nn.forms import Form
+from ocp_nn.metrics import Metric
+from ocp_nn.shards import WHOLE, Shards
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +29,8 @@ class Model:
         rho: (r,).
         rest: (B, n) remainder of the co-states, T + 1, or None where it is zero.
         linear: for each t the gradient ``L_u + F_u' rest[t+1]`` (m,), or None where it is zero.
+        shards: where the samples are. Activations and cotangents are of the samples here, B of
+            them; coordinates, controls and gradients are of all.
     """
 
     forms: Sequence[Form]
@@ -38,6 +42,7 @@ class Model:
     rest: Sequence[Tensor | None] | None
     linear: Sequence[Tensor | None]
     cache: dict[str, Tensor] = field(default_factory=dict)  # what refused steps need not redo
+    shards: Shards = WHOLE
 
     @property
     def r(self) -> int:
@@ -55,11 +60,24 @@ class Model:
 
     def cotangent(self, t: int, z: Tensor) -> Tensor:
         """``Y_t z`` (B, n)."""
-        return self.y(t).apply(z)
+        return self.y(t).apply(self.shards.own(z))
+
+    def adjoint(self, t: int, V: Tensor) -> Tensor:
+        """``Y_t' V`` (r,)."""
+        return self.shards.joined(self.y(t).adjoint(V))
+
+    def kernel(self, t: int, metric: Metric) -> Tensor:
+        """``Gamma_t`` (r, r)."""
+        return self.shards.kernel(self.forms[t], self.xs[t], self.us[t], self.y(t + 1), metric)
+
+    def operator(self, t: int, metric: Metric) -> Callable[[Tensor], Tensor]:
+        """``z -> Gamma_t z``."""
+        return self.shards.operator(self.forms[t], self.xs[t], self.us[t], self.y(t + 1), metric)
 
     def pulled(self, t: int, z: Tensor) -> Tensor:
         """``F_u' Y_{t+1} z`` of stage t: (m,)."""
-        return self.forms[t].gradient(self.xs[t], self.us[t], self.y(t + 1).apply(z))
+        V = self.cotangent(t + 1, z)
+        return self.shards.sum(self.forms[t].gradient(self.xs[t], self.us[t], V))
 
     def gradient(self, t: int) -> Tensor:
         """``g_t = L_u + F_u' p_{t+1}``, the ordinary gradient: (m,)."""
@@ -68,7 +86,7 @@ class Model:
 
     def costate(self, t: int) -> Tensor:
         """``p_t`` (B, n)."""
-        p = self.y(t).apply(self.rho)
+        p = self.cotangent(t, self.rho)
         if self.rest is None:
             return p
         rest = self.rest[t]
@@ -84,6 +102,7 @@ def linearise(
     rho: Tensor,
     rest: Tensor | None,
     control_gradients: Sequence[Tensor | None],
+    shards: Shards = WHOLE,
 ) -> Model:
     """One backward pass: k cotangents a sample, and one more where the gradient has a remainder.
 
@@ -100,7 +119,7 @@ def linearise(
     for t in range(T - 1, first - 1, -1):
         form, X, u = forms[t], xs[t], us[t]
         if rest is not None and form.m > 0:
-            h = form.gradient(X, u, rest)
+            h = shards.sum(form.gradient(X, u, rest))
             own = linear[t]
             linear[t] = h if own is None else h + own
         if t == first:
@@ -110,4 +129,4 @@ def linearise(
         if rest is not None:
             rest = rests[t] = form.pull_one(X, xs[t + 1], u, rest)
     whole = None if rest is None else rests
-    return Model(forms, active, xs, us, ys, rho, whole, linear)
+    return Model(forms, active, xs, us, ys, rho, whole, linear, shards=shards)

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ocp.problem import Problem
+from ocp.processes import group_of
 from ocp.solution import Status
 from ocp.solvers.loop import State
 from ocp_nn.batch_ddp import BatchDDP
 from ocp_nn.compile import Inputs, compile, network_of, samples_of, with_data
-from ocp_nn.function_space import mean_loss
 from ocp_nn.losses import Loss
+from ocp_nn.shards import agreed, check_spread, spread_weights
 from ocp_nn.statistics import DAMPING, METRICS, Memory, Settings
 
 KEY = "ddp"  # of what is ours in a state_dict
@@ -64,6 +65,9 @@ class DDPOptimizer(torch.optim.Optimizer):
         statistics, decay, momentum, refresh: of the metric, see `statistics.Settings`.
         params: parameter groups, as for any optimiser; None for one group with all parameters.
         batch_norm, dropout: see `ocp_nn.compile`; ``dropout`` is the first seed.
+        process_group: of torch.distributed, or "default": every process of it calls ``step`` with
+            its own samples, and all take the step of the samples together. They start from the
+            weights of the first process; dropout draws other masks in each.
 
     Raises:
         ValueError, TypeError: an argument, naming what it got and what it needs.
@@ -91,6 +95,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         params: Iterable[Any] | None = None,
         batch_norm: str = "exact",
         dropout: int | None = None,
+        process_group: Any = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}.")
@@ -126,6 +131,12 @@ class DDPOptimizer(torch.optim.Optimizer):
             trials=8 if line_search else 1,
         )
         self.batch_norm, self.dropout = batch_norm, dropout
+        self.group = None
+        if process_group is not None:
+            self.group = group_of("process_group", process_group)
+        self.rank = 0 if self.group is None else self.group.rank()
+        if self.group is not None:
+            spread_weights(model, self.group)
         self.modules = list(model.modules())
         self.steps, self.batch_norms = 0, False
         self.problem: Problem | None = None
@@ -176,7 +187,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         engine: Any = state.engine
         loss = state.cost[0]
         if engine.cost.regularised:
-            loss = mean_loss(engine.cost.loss, state.xs[-1].view(engine.samples, -1), engine.target)
+            loss = engine.loss(state.xs[-1].view(engine.samples, -1))
         self.steps += 1
         after = solver.step(problem, state)
         if int(after.status) == Status.NON_FINITE:
@@ -205,9 +216,13 @@ class DDPOptimizer(torch.optim.Optimizer):
                 self.model, self.loss, inputs, targets, weight_decay=dict(self.decays()),
                 batch_norm=self.batch_norm, dropout=self.seed(),
             )  # fmt: skip
+            if self.group is not None:
+                check_spread(self.problem)
+                cost = replace(self.problem.cost, group=self.group)
+                self.problem = self.problem.replace(cost=cost)
             self._shape, self.places = shape, places_of(self.problem, self.model)
             self.batch_norms = any(isinstance(m, _BatchNorm) and m.training for m in self.modules)
-        elif versions == self._versions and self.dropout is None:
+        elif self.same(versions) and self.dropout is None:
             return self.problem
         else:
             self.problem = with_data(self.problem, inputs, targets, seed=self.seed())
@@ -217,9 +232,16 @@ class DDPOptimizer(torch.optim.Optimizer):
         self._given, self._versions = given, versions  # kept alive: an id is not used again
         return self.problem
 
+    def same(self, versions: tuple[tuple[int, int], ...]) -> bool:
+        """Whether the data are those of before, in every process."""
+        mine = versions == self._versions
+        if self.group is None:
+            return mine
+        return agreed(self.group, mine, next(iter(self.names)).device)
+
     def seed(self) -> int | None:
-        """Of this step's dropout masks."""
-        return None if self.dropout is None else self.dropout + self.steps
+        """Of this step's dropout masks; the generator reads 32 bits of it."""
+        return None if self.dropout is None else self.dropout + self.steps + 1_000_003 * self.rank
 
     def begin(self, problem: Problem, solver: BatchDDP) -> State:
         """The state of before with the model's weights as they are now, running."""

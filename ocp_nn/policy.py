@@ -91,7 +91,7 @@ class FunctionPolicy:
         """``Y_t' dX`` (r,), where the policy looks at it."""
         if dX is None or self.source.feedback is not True:
             return None
-        return self.model.y(t).adjoint(dX)
+        return self.model.adjoint(t, dX)
 
     def linear(self, alpha: float = 1.0) -> list[Tensor]:
         """The controls' changes (m,) if the network were linear, T of them."""

@@ -144,7 +144,7 @@ def gauss_newton_matrix(model: Model) -> Tensor:
                 diagonal_block(model, a, block)
             else:
                 linear_block(model, a, b, block)
-    return N
+    return model.shards.sum(N)
 
 
 def structured(model: Model, t: int) -> bool:

@@ -24,6 +24,7 @@ from torch import Tensor
 from ocp_nn.forms import LinearForm
 from ocp_nn.metrics import Diagonal, Eigenbasis, Isotropic, Kronecker, Metric, with_one
 from ocp_nn.model import Model
+from ocp_nn.shards import WHOLE
 
 METRICS = ("gauss_newton", "sgd", "rmsprop", "adam", "kfac", "ekfac")
 STATISTICS = ("fisher", "gradient", "value")
@@ -202,9 +203,8 @@ class Maker:
         """Of a stage that is not linear: the diagonal of the exact Fisher matrix."""
         model = self.model
         J = model.forms[t].rows(model.xs[t], model.us[t], model.y(t + 1))
-        return self.scales[t].inverse(
-            self.average(t, "fisher", J.square().sum(dim=0)) + self.damping
-        )
+        squares = model.shards.sum(J.square().sum(dim=0))
+        return self.scales[t].inverse(self.average(t, "fisher", squares) + self.damping)
 
     # -- Kronecker factors ---------------------------------------------------------------------
     def kronecker(self, t: int, value_gradient: Callable[[], Tensor]) -> Metric:
@@ -213,8 +213,9 @@ class Maker:
         X = with_one(form.activations(self.model.xs[t]), form.has_bias)
         V = self.cotangents(t, form, value_gradient)  # (N, n'), mean over samples of V V' = G
         old = self.memory.of(t)
-        A = self.average(t, "A", X.mT @ X / X.shape[0])
-        G = self.average(t, "G", V.mT @ V)
+        shards = self.model.shards
+        A = self.average(t, "A", shards.sum(X.mT @ X) / shards.count(X.shape[0]))
+        G = self.average(t, "G", shards.sum(V.mT @ V))
         due = self.memory.steps % self.settings.refresh == 0 or not old
         if self.settings.kind == "kfac":
             return self.kfac(t, A, G, old, due, form.has_bias)
@@ -238,7 +239,7 @@ class Maker:
         )
         out = getattr(form, "layout", None)
         part = whole if out is None else whole[:, out.out_columns]
-        return part * part.shape[0] ** 0.5
+        return part * self.model.shards.count(part.shape[0]) ** 0.5
 
     def kfac(self, t: int, A: Tensor, G: Tensor, old: Tensors, due: bool, has_bias: bool) -> Metric:
         scale = self.scales[t]
@@ -275,12 +276,13 @@ class Maker:
         else:
             new["W"], new["U"] = old["W"], old["U"]
             rotated = X @ new["W"]
-            second = second_moments(rotated, V @ new["U"])
+            second = self.model.shards.sum(second_moments(rotated, V @ new["U"]))
             second = torch.lerp(second, old["second"], self.settings.decay)
         new["second"] = second
         own = max(scale.own)
         p = 1 / (own + (second + self.damping) / scale.one_lr)
-        return Eigenbasis(new["U"], new["W"], p, has_bias, rotated)
+        known = rotated if self.model.shards is WHOLE else None  # the others' is not
+        return Eigenbasis(new["U"], new["W"], p, has_bias, known)
 
 
 def second_moments(X: Tensor, V: Tensor) -> Tensor:

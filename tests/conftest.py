@@ -6,7 +6,17 @@ of hundreds of tiny problems would take longer than they do.
 
 import os
 
+import pytest
 import torch
+from processes import Pair
 
 torch.set_num_threads(1)
 os.environ.setdefault("OCP_ENGINE", "eager")
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """Two processes of one group, see `processes.Pair`."""
+    processes = Pair(tmp_path_factory.mktemp("group"))
+    yield processes
+    processes.close()
