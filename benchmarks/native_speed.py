@@ -111,6 +111,28 @@ def process(repeats: int) -> Figures:
         yield "cached", statistics.median(first() for _ in range(min(repeats, 5))), "s"
 
 
+def chain(repeats: int) -> Figures:
+    """18 masses with non-linear springs, forces on 12 of them: n = 36, m = 12, T = 100."""
+
+    def ode(x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        q, v = x[:18], x[18:]
+        stretch = torch.cat((q[:1], q[1:] - q[:-1], -q[-1:]))
+        force = stretch + 0.3 * torch.sin(stretch)
+        push = force[1:] - force[:-1] - 0.1 * v
+        return torch.cat((v, push[:12] + u, push[12:]))
+
+    x0 = torch.randn(36, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    cost = ocp.FunctionCost(lambda x, u, t: x @ x + 0.1 * u @ u, lambda x: 10 * x @ x)
+    problem = ocp.Problem(ocp.rk4(ode, 0.05), cost, x0, 100, 12)
+    for method in ("ilqr", "ddp"):
+        solver = ocp.make_solver(method)
+        state = solver.init(problem)
+        made = int(solver.steps(problem, state, 4).iterations)
+        many = functools.partial(solver.steps, problem, state, 4)
+        seconds = median(many, repeats, time.process_time)
+        yield f"n = 36, m = 12, {method}, an iteration", 1e3 * seconds / made, "ms"
+
+
 def batch(repeats: int) -> Figures:
     for dtype in (torch.float64, torch.float32):
         problem = cartpole(x0=random_states(1024, dtype))
@@ -156,7 +178,8 @@ def threads(repeats: int) -> Figures:
     yield "same bits", float(same), ""
 
 
-PARTS = {f.__name__: f for f in (iteration, resolve, process, batch, untraceable, threads)}
+KINDS = iteration, resolve, process, chain, batch, untraceable, threads
+PARTS = {f.__name__: f for f in KINDS}
 
 
 def main() -> None:

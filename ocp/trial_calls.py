@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -349,4 +350,5 @@ def check_batched(problem: Problem) -> None:
         if _batched.get((id(owner), what)) is not owner:
             twice = vmap(jacrev(grad(function)))
             attempt(f"the second derivative of {what}", "batched near x0", twice, z.expand(2, -1))
-            _batched[id(owner), what] = owner
+            with suppress(TypeError):  # objects with __slots__ may not allow it: tried every time
+                _batched[id(owner), what] = owner

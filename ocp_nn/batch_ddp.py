@@ -15,7 +15,7 @@ from ocp.problem import Problem
 from ocp.solution import Policy, Solution, Status, Value
 from ocp.solvers import ILQR
 from ocp.solvers.decide import Decision, Record, decide
-from ocp.solvers.loop import Direction, Solver, State
+from ocp.solvers.loop import Direction, Solver, State, record_of
 from ocp_nn.coordinates import paper, proximal, stagewise
 from ocp_nn.cost import LossCost
 from ocp_nn.function_space import FunctionSpace
@@ -216,30 +216,9 @@ class BatchDDP(ILQR):
     def record(  # type: ignore[override]
         self, state: State, expansion: Model, direction: Direction, trials: Trials
     ) -> Record:
-        if self.mini_batch:
-            fine = trial_finite = torch.isfinite(trials.cost[0])
-            trial_finite = trial_finite[None]
-        else:
-            fine = torch.isfinite(state.cost) & torch.isfinite(direction.slope)
-            trial_finite = torch.isfinite(trials.cost)
-        return Record(
-            cost=state.cost,
-            gap=state.gap,
-            slope=direction.slope,
-            curvature=direction.curvature,
-            residual=direction.residual,
-            usable=direction.usable,
-            finite=fine,
-            trial_cost=trials.cost,
-            trial_finite=trial_finite,
-            start_cost=state.start_cost,
-            damping=state.damping,
-            penalty=state.penalty,
-            second_order=state.second_order,
-            weak=state.weak,
-            status=state.status,
-            iterations=state.iterations,
-        )
+        tried = torch.isfinite(trials.cost)
+        fine = tried[0] if self.mini_batch else torch.isfinite(state.cost + direction.slope)
+        return record_of(state, direction, trials, fine, tried)
 
     def decide(self, record: Record, step_sizes: Tensor) -> Decision:
         if self.mini_batch:

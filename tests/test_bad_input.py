@@ -378,3 +378,17 @@ def test_the_eager_engine_refuses_what_has_no_second_derivative_under_vmap():
     problem = ocp.Problem(lambda x, u, t: OnceDifferentiable.apply(x), COST, X0, 4, 2)
     with pytest.raises(ValueError, match=r"second derivative of dynamics .* no second"):
         ocp.solve(problem, engine="eager")
+
+
+class Slotted:
+    """What cannot be referred to weakly."""
+
+    __slots__ = ()
+
+    def __call__(self, x, u, t):
+        return x + 0.1 * torch.cat((u, u[:1]))
+
+
+def test_functions_without_weak_references_are_solved_eagerly_too():
+    problem = build(dynamics=Slotted())
+    assert ocp.solve(problem, engine="eager").converged

@@ -203,24 +203,32 @@ class Solver:
         fine = finite([expansion.phix, expansion.phixx.flatten(1)]) & finite(expansion.lz)
         for matrices in (expansion.fz, expansion.lzz):
             fine = fine & finite(each(lambda s: s.flatten(-2), matrices))
-        return Record(
-            cost=state.cost,
-            gap=state.gap,
-            slope=direction.slope,
-            curvature=direction.curvature,
-            residual=direction.residual,
-            usable=direction.usable,
-            finite=fine,
-            trial_cost=trials.cost,
-            trial_finite=torch.isfinite(trials.cost) & finite(trials.xs) & finite(trials.us),
-            start_cost=state.start_cost,
-            damping=state.damping,
-            penalty=state.penalty,
-            second_order=state.second_order,
-            weak=state.weak,
-            status=state.status,
-            iterations=state.iterations,
-        )
+        tried = torch.isfinite(trials.cost) & finite(trials.xs) & finite(trials.us)
+        return record_of(state, direction, trials, fine, tried)
+
+
+def record_of(
+    state: State, direction: Direction, trials: Trials, fine: Tensor, tried: Tensor
+) -> Record:
+    """What `decide` is asked; ``fine`` (B,): derivatives are finite, ``tried`` (A, B): trials."""
+    return Record(
+        cost=state.cost,
+        gap=state.gap,
+        slope=direction.slope,
+        curvature=direction.curvature,
+        residual=direction.residual,
+        usable=direction.usable,
+        finite=fine,
+        trial_cost=trials.cost,
+        trial_finite=tried,
+        start_cost=state.start_cost,
+        damping=state.damping,
+        penalty=state.penalty,
+        second_order=state.second_order,
+        weak=state.weak,
+        status=state.status,
+        iterations=state.iterations,
+    )
 
 
 def advance(state: State, direction: Direction, trials: Trials, decision: Decision) -> State:

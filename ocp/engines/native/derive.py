@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ocp.engines.native.graph import MASKS, Graph
+from ocp.engines.native.values import Untraceable
 
 FLAT = MASKS | {"number", "sign", "floor", "stop"}  # no derivative passes
 BOTH_BELOW = 20_000  # nodes times directions up to which both modes are tried
@@ -199,7 +200,7 @@ class Derivatives:
             recip = g.div(g.one, g.add(g.mul(a, a), g.mul(b, b)))
             return g.mul(b, recip) if k == 0 else g.neg(g.mul(a, recip))
         if op != "pow":
-            raise NotImplementedError(f"no derivative of {op}")
+            raise Untraceable(op, "its derivative is not known to the native engine", "")
         if k == 0:
             slope = g.mul(b, g.pow(a, g.sub(b, g.one)))
             return g.select(g.apply("eq", b, g.zero), g.zero, slope)
