@@ -42,7 +42,7 @@ LIMIT = 40_000  # scalar operations of all functions together
 #   acrobot     f_contracted      3 110   8.2 s  146 us    3.8 s  235 us
 #   quadrotor3d f_contracted      8 768   22  s  232 us    6.9 s  232 us
 #   quadrotor3d f_jacobian        3 000   6.9 s  106 us    5.2 s  132 us
-SCALAR = 2_000
+SCALAR = 2_500
 FUNCTIONS = frozenset(
     ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "exp", "expm1", "log")
 ) | {"log1p", "erf", "atan2", "pow", "sigmoid", "asinh", "acosh", "atanh"}  # long where inlined
@@ -140,19 +140,20 @@ def model(problem: Problem, limit: int = LIMIT, scalar: int | None = None) -> Pr
     text = model_text(g, made, n, m, recorder.shared.places(), recorder.data.places())
     if problem.batch == 1 and scalar is None:
         found = second.table(g, values["f"].tolist(), n, m)
-        text += second_text(Writer(g, recorder.shared.places(), recorder.data.places()), *found)
+        text += second_text(Writer(g, recorder.shared.places(), recorder.data.places()), found)
     recorder.surroundings.settle()
     return Program(text, nodes, recorder.shared, recorder.data, g, made, recorder.surroundings)
 
 
-def second_text(writer: Writer, entries: list[int], combined: list[int]) -> str:
+def second_text(writer: Writer, split: second.Split) -> str:
     """``struct Second``, see the module second; nothing without entries."""
-    if not entries:
+    if not split.entries:
         return ""
-    text = f"#define OCP_TABLE {len(entries)}\nstruct Second {{\n"
-    text += writer.function("f_second", SIGNATURES["f"], [Output("S", entries)])
-    parts = writer.function("f_combined", "const V* S, const V* v", [Output("H", combined)], False)
-    return text + parts + "};\n"
+    long = int(operations(writer.graph, split.combined) > APART)
+    text = f"#define OCP_TABLE {len(split.entries)}\n#define OCP_LONG {long}\nstruct Second {{\n"
+    text += writer.function("f_second", SIGNATURES["f"], [Output("S", split.entries)])
+    H = [Output("H", split.combined)]
+    return text + writer.function("f_combined", "const V* S, const V* v", H, False) + "};\n"
 
 
 def model_text(

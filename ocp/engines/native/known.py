@@ -62,8 +62,8 @@ def compare_all_derivatives(
     T, B, n = xs.shape[0] - 1, xs.shape[1], xs.shape[2]
     ts = torch.arange(T, device=xs.device).repeat_interleave(B)
     z = torch.cat((xs[:-1], us), dim=-1).flatten(0, 1).requires_grad_()
-    rows, dims = eager.data(T * B), {k: 0 for k in problem.per_problem}
-    dims |= dict.fromkeys(problem.parameters)
+    rows = eager.data(T * B)
+    dims = {k: 0 if k in problem.per_problem else None for k in rows}
     at = lambda function: vmap(function, in_dims=(0, 0, 0, dims))(z[:, :n], z[:, n:], ts, rows)
     shaped = lambda v: v.unflatten(0, (T, B))
     f, l = at(problem.f), at(problem.l)[:, None]

@@ -42,8 +42,15 @@ OCP_FN void expand_stage(const V* x, const V* u, const Context<V>& c, Stage<V>& 
 
 // 0 while everything added is finite, nan from then on.
 template <class V> OCP_FN void add_residue(V& residue, const V* values, int count) {
-  OCP_UNROLL
-  for (int i = 0; i < count; ++i) residue += values[i] * V(0);
+  V more[3] = {V(0), V(0), V(0)};  // each sum waits for its last addition
+  int i = 0;
+  for (; i + 4 <= count; i += 4) {
+    residue += values[i] * V(0);
+    OCP_UNROLL
+    for (int k = 0; k < 3; ++k) more[k] += values[i + 1 + k] * V(0);
+  }
+  for (; i < count; ++i) residue += values[i] * V(0);
+  residue += (more[0] + more[1]) + more[2];
 }
 
 template <class V> OCP_FN void add_stage_residue(V& residue, const Stage<V>& s) {
