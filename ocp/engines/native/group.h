@@ -212,7 +212,9 @@ template <class V> struct Group {
       contract(t, v, H);
     }
     for (int i = 0; i < d; ++i)
-      for (int j = 0; j <= i; ++j) bend[tri(i, j)] = select(full, H[i * d + j], V(0));
+      for (int j = 0; j <= i; ++j) bend[tri(i, j)] = H[i * d + j];
+    if (!all(full))
+      for (int i = 0; i < tri_size(d); ++i) bend[i] = select(full, bend[i], V(0));
   }
   // v . f_zz. A single problem fills all lanes with itself: as fast, and half the text to compile.
   OCP_METHOD void contract(Int t, const V* v, V* H) {
