@@ -75,8 +75,19 @@ class Sweep(NamedTuple):
     failed: Tensor  # (B,) int: last stage with Q_uu not positive definite on free controls; -1 none
 
 
+class Begun(NamedTuple):
+    """A guess as a trajectory: controls within their bounds, states rolled out unless given."""
+
+    xs: Stages  # (B, n), T + 1 of them
+    us: Stages  # (B, m)
+    gaps: Stages | None  # f(x, u) - x' where states were given
+    gap: Tensor  # (B,): sum of their magnitudes
+    cost: Tensor  # (B,)
+    finite: Tensor  # (B,) bool
+
+
 class Appraisal(NamedTuple):
-    """A trajectory without gaps, judged without damping: what a certificate needs.
+    """A trajectory judged without damping: what is said of it in a `Solution`.
 
     Of the models whose Q_uu is definite on free controls the first in: second order; that damped
     at the level of rounding; Gauss-Newton.
@@ -86,6 +97,8 @@ class Appraisal(NamedTuple):
     costates: Stages  # (B, n), T + 1 of them
     hus: Stages  # (B, m): H_u along them
     indefinite: Tensor  # (B,) int: last stage at which both second-order Q_uu are not; or -1
+    hamiltonian_residual: Tensor  # (B,): largest projected |H_u|
+    gap: Tensor  # (B,): largest |f - x'|
 
 
 class Trials(NamedTuple):
@@ -135,12 +148,14 @@ class Engine(Protocol):
     name: str
     problem: Problem
 
+    def begin(self, us: Stages, xs: Stages | None = None) -> Begun: ...
     def rollout(self, us: Stages) -> Stages: ...
     def total_cost(self, xs: Stages, us: Stages) -> Tensor: ...
     def gaps(self, xs: Stages, us: Stages) -> Stages: ...
     def expand(self, xs: Stages, us: Stages) -> Expansion: ...
     def curvature(self, xs: Stages, us: Stages) -> SecondOrder: ...
     def curvature_along(self, xs: Stages, us: Stages, ps: Stages) -> SecondOrder: ...
+    def box(self, us: Stages) -> tuple[Stages, Stages] | None: ...
     def costates(self, expansion: Expansion) -> tuple[Stages, Stages]: ...
     def appraise(self, xs: Stages, us: Stages) -> Appraisal: ...
     def linear_rollout(

@@ -40,8 +40,10 @@ class Working:
 
     def shrink(self) -> None:
         running = self.part.status == Status.RUNNING
+        if len(running) <= SMALL:
+            return
         count = int(running.sum())
-        if count == 0 or count > SHRINK * len(running) or len(running) <= SMALL:
+        if count == 0 or count > SHRINK * len(running):
             return
         if running.is_cuda and count < WIDE:
             return

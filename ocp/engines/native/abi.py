@@ -29,8 +29,15 @@ class SweepCall(Structure):
 
     _fields_ = fields(
         "fz:p lz:p lzz:p phix:p phixx:p table:p xs:p us:p gaps:p damping:p full:p on_state:i "
-        "k:p K:p vx:p vxx:p p:p hu:p indefinite:p slope:p curvature:p residual:p failed:p finite:p"
+        "k:p K:p vx:p vxx:p p:p hu:p indefinite:p slope:p curvature:p residual:p failed:p finite:p "
+        "hamiltonian:p gap:p"
     )
+
+
+class BeginCall(Structure):
+    """Of ``ocp_begin``; see begin.h for shapes."""
+
+    _fields_ = fields("x0:p us:p xs:p clipped:p cost:p finite:p")
 
 
 class FollowCall(Structure):
@@ -94,6 +101,7 @@ class Info(NamedTuple):
 
 
 ARGUMENTS = {  # of each entry after `Data`: addresses, unless i
+    "ocp_begin": "p",
     "ocp_rollout": "ppp",
     "ocp_total_cost": "ippp",
     "ocp_gaps": "ppp",
