@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,12 +14,12 @@ from ocp.solution import Solution, Status
 if TYPE_CHECKING:
     from ocp.engines import Engine
     from ocp.engines.base import Appraisal
-    from ocp.solvers.loop import Solver, State
+    from ocp.solvers.loop import State
 
 
-def messages(solver: Solver, state: State, certificate: Appraisal) -> list[str]:
+def messages(state: State, certificate: Appraisal, codes: Sequence[Status]) -> list[str]:
     """One sentence a problem: what stopped it, where, and what to try."""
-    lists = (
+    facts = (
         certificate.sweep.residual,
         certificate.gap,
         certificate.indefinite,
@@ -27,23 +28,36 @@ def messages(solver: Solver, state: State, certificate: Appraisal) -> list[str]:
         state.damping,
         state.iterations,
     )
-    texts, numbers = [], zip(*(v.tolist() for v in lists), strict=True)
-    for b, (code, own) in enumerate(zip(state.status.tolist(), numbers, strict=True)):
-        residual, gap, indefinite, failed, cost, damping, iterations = own
-        words = {
-            "facts": f"residual {residual:.1e}, gap {gap:.1e}",
-            "indefinite": indefinite,
-            "cost": cost,
-            "damping": damping,
-            "iterations": iterations,
-        }
-        text = SENTENCES.get(code, "{}").format(Status(code).name.lower(), **words)
-        if code == Status.NON_FINITE:
-            text = locate(state.engine, state.xs, state.us, b)
-        elif code == Status.STALLED and failed >= 0:
-            text += f"; Q_uu is not positive definite at stage {failed}"
-        texts.append(text)
-    return texts
+    numbers = zip(*(v.tolist() for v in facts), strict=True)
+    return [
+        locate(state.engine, state.xs, state.us, b)
+        if code is Status.NON_FINITE
+        else sentence(code, *own)
+        for b, (code, own) in enumerate(zip(codes, numbers, strict=True))
+    ]
+
+
+def sentence(
+    code: Status,
+    residual: float,
+    gap: float,
+    indefinite: int,
+    failed: int,
+    cost: float,
+    damping: float,
+    iterations: int,
+) -> str:
+    """Of one problem whose numbers are finite; the stages are -1 where there is none."""
+    text = SENTENCES.get(code, code.name.lower()).format(
+        facts=f"residual {residual:.1e}, gap {gap:.1e}",
+        indefinite=indefinite,
+        cost=cost,
+        damping=damping,
+        iterations=iterations,
+    )
+    if code is Status.STALLED and failed >= 0:
+        text += f"; Q_uu is not positive definite at stage {failed}"
+    return text
 
 
 SENTENCES = {

@@ -6,7 +6,7 @@ to end, the augmented state of Liu, Chen, Theodorou (2019), eq. 17; its cost is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -114,6 +114,47 @@ class Recipe(NamedTuple):
     on_state: bool  # where the damping goes
     trials: int  # step sizes 1, 1/2, ...
     limits: tuple[float, ...]  # `Limits`
+
+
+class Answer(NamedTuple):
+    """Where a solve of one problem got to; shapes without B. See `Whole`."""
+
+    finished: bool  # it stopped, and has been appraised
+    xs: Tensor  # (T + 1, n)
+    us: Tensor  # (T, m)
+    told: Tensor  # (6,): cost, residual, largest |H_u|, largest gap, slope, curvature
+    reals: dict[str, float]  # numbers of the state
+    counts: dict[str, int]
+    rows: dict[str, Tensor]  # the history, (steps,) each
+    steps: int
+    # What follows is said of a trajectory that is finished, as in `Appraisal`:
+    costates: Tensor
+    k: Tensor
+    K: Tensor
+    vx: Tensor
+    vxx: Tensor
+    indefinite: int
+    failed: int
+    # and this of one that is not:
+    gaps: Tensor | None  # (T, n)
+    feedback: Tensor | None  # (T, m, n)
+
+
+class Whole(Protocol):
+    """A small problem solved in one call.
+
+    Attributes:
+        chunk: iterations that are known not to take long.
+    """
+
+    chunk: int
+
+    def __call__(
+        self, controls: Tensor, states: Tensor | None, most: int, spent: Sequence[int]
+    ) -> Answer:
+        """At most so many iterations from controls (T, m), and states (T + 1, n) unless they are
+        rolled out. Contiguous, as the problem's x0 otherwise; they need not be finite.
+        ``spent``: iterations, rollouts and sweeps that were made before."""
 
 
 class Prepared(Protocol):

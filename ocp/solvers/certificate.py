@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ocp import layout
-from ocp.engines.base import Appraisal
 from ocp.problem import Problem, Stages
 from ocp.solution import Policy, Solution, Status, Value
 
@@ -22,10 +21,11 @@ def conclude(solver: Solver, problem: Problem, state: State) -> Solution:
 
     engine = state.engine
     certificate = engine.appraise(state.xs, state.us)
-    if max(certificate.indefinite.tolist()) >= 0:
-        state = state._replace(status=with_saddles(solver, state, certificate))
-    texts = messages(solver, state, certificate)
-    codes = [Status(s) for s in state.status.tolist()]
+    tolerance = solver.rules.tolerances(state.cost.dtype)[0]
+    facts = state.status, certificate.indefinite, certificate.sweep.residual
+    code, indefinite, residual = (v.tolist() for v in facts)
+    codes = [judged(*of, tolerance) for of in zip(code, indefinite, residual, strict=True)]
+    texts = messages(state, certificate, codes)
     out = lambda s: layout.stages_out(problem, s, fresh=True)
     single = lambda v: layout.batch_out(problem, v)
     sweep, K = certificate.sweep, certificate.sweep.policy.K
@@ -66,15 +66,11 @@ def conclude(solver: Solver, problem: Problem, state: State) -> Solution:
     )
 
 
-def with_saddles(solver: Solver, state: State, certificate: Appraisal) -> Tensor:
-    """The status, SADDLE for what ended where Q_uu is indefinite."""
-    ended = torch.zeros_like(state.status, dtype=torch.bool)
-    for code in (Status.CONVERGED, Status.PRECISION, Status.STALLED):
-        ended = ended | (state.status == code)
-    tolerance = solver.rules.tolerances(state.cost.dtype)[0]
-    stationary = (state.status == Status.CONVERGED) | (certificate.sweep.residual <= tolerance)
-    saddle = (certificate.indefinite >= 0) & ended & stationary
-    return torch.where(saddle, int(Status.SADDLE), state.status)
+def judged(code: int, indefinite: int, residual: float, tolerance: float) -> Status:
+    """The status, SADDLE for what ended stationary where Q_uu is indefinite."""
+    ended = code in (Status.CONVERGED, Status.PRECISION, Status.STALLED)
+    stationary = code == Status.CONVERGED or residual <= tolerance
+    return Status.SADDLE if indefinite >= 0 and ended and stationary else Status(code)
 
 
 def joined(blocks: list[Tensor]) -> Tensor:

@@ -172,6 +172,10 @@ class Solver:
         """What an engine that makes whole iterations has to know; None: it cannot make them."""
         return None
 
+    def whole_iterations(self, dtype: torch.dtype) -> engines.Recipe | None:
+        """The same for a solve that begins."""
+        return None
+
     def steps(self, problem: Problem, state: State, most: int) -> State:
         """At least one and up to ``most`` iterations: one, unless the engine makes many at once."""
         return self.step(problem, state)

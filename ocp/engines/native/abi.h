@@ -361,6 +361,14 @@ extern "C" __attribute__((visibility("default"))) Int ocp_iterate(
 }
 
 #include "again.h"
+#include "whole.h"
+
+#if OCP_SINGLE
+extern "C" __attribute__((visibility("default"))) void ocp_whole(
+    const Data& data, const ocp::Whole& call) {
+  ocp::whole(data, call);
+}
+#endif
 
 // Steps as `ocp_iterate`; 0 where the caller has to go on from the plan by the pieces.
 extern "C" __attribute__((visibility("default"))) Int ocp_again(

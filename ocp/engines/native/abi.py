@@ -79,6 +79,12 @@ class Again(Structure):
     )
 
 
+class Whole(Structure):
+    """Of ``ocp_whole``; see whole.h for shapes."""
+
+    _fields_ = fields("x0:p us:p states:p out:p iterate:p facts:p")
+
+
 REALS = ("cost", "gap", "start_cost", "damping", "penalty", "residual")
 COUNTS = ("second_order", "weak", "status", "iterations", "rollouts", "sweeps")
 ROWS = (
@@ -113,6 +119,7 @@ ARGUMENTS = {  # of each entry after `Data`: addresses, unless i
     "ocp_follow": "p",
     "ocp_iterate": "p",
     "ocp_again": "p",
+    "ocp_whole": "p",
     "ocp_ensemble_bytes": "",
     "ocp_ensemble_sweep": "p",
     "ocp_ensemble_follow": "p",
