@@ -136,14 +136,15 @@ class settle:  # noqa: N801
         if made is not None and made.answer.reals["gap"] <= gap_tolerance:
             return Guess(made.answer.us, made.answer.xs, *made.spent, reached=made)
         if made is None:
-            short = at_most(solver, most)
-            state, seconds = run(short, problem, begin(short, problem, guess))
+            short, budget = at_most(solver, most), BUDGET.get() or Budget()
+            first = begin(short, problem, guess)
+            state, seconds = run(short, problem, first, budget.callback)
         else:
             state, seconds = made.state(), made.seconds
         left = (~((state.gap <= gap_tolerance) & torch.isfinite(state.cost))).nonzero()[:, 0]
         more = (state.status == Status.MAX_ITERATIONS) & (state.iterations < limit)
         state = state._replace(status=torch.where(more, int(Status.RUNNING), state.status))
-        if len(left) > 0:
+        if len(left) > 0 and Status.INTERRUPTED not in state.status.tolist():
             rest = subproblem(problem, left) if problem.batched else problem
             second = self.otherwise(rest, at_most(solver, limit - most))
             spent = {k: getattr(state, k)[left] + getattr(second, k) for k in SPENT}
@@ -267,19 +268,18 @@ def solve_from(
     Iterations, roll-outs and sweeps of the result count all starts and what led to them.
     """
     members, best = chosen(problem, starts), None
-    budget = Budget(time_limit)
+    budget = Budget(time_limit, callback)
     token = BUDGET.set(budget)
     try:
         if len(members) > 1:
             state, best, seconds = race(problem, solver, members, callback)
         else:
             guess = members[0](problem, solver)
-            made = guess.reached or (None if callback else quick(solver, problem, guess))
-            if isinstance(made, AtOnce) and made.finished and not callback:
+            made = guess.reached or quick(solver, problem, guess)
+            if isinstance(made, AtOnce) and made.finished:
                 return made.solution(budget.seconds)
-            state, earlier = going_on(solver, problem, guess, made)
-            state, seconds = run(solver, problem, state, callback)
-            seconds = (*earlier, *seconds)
+            state, seconds = going_on(solver, problem, guess, made)
+            state, seconds = run(solver, problem, state, callback, seconds)
     except KeyboardInterrupt:  # between two solves: what there is, is the simplest start
         state, seconds = begin(solver, problem, zero(problem, solver)), ()
         state = state._replace(status=torch.full_like(state.status, int(Status.INTERRUPTED)))
@@ -304,12 +304,13 @@ def going_on(
 
 
 def quick(solver: Solver, problem: Problem, guess: Guess, most: int | None = None) -> AtOnce | None:
-    """See `at_once`; None also where time is limited."""
-    budget = BUDGET.get()
-    if problem.batched or (budget is not None and budget.time_limit is not None):
+    """See `at_once`; None also where somebody looks at the clock, or at each step."""
+    budget = BUDGET.get() or Budget()
+    if problem.batched or budget.callback is not None or budget.time_limit is not None:
         return None
     spent = [int(getattr(guess, k)) for k in SPENT]
-    return at_once(solver, problem, guess.controls, guess.states, most, spent)
+    given = guess.controls, guess.states
+    return at_once(solver, problem, *given, most, spent, budget.seconds)
 
 
 def race(

@@ -28,6 +28,7 @@ class AtOnce:
     solver: Solver
     problem: Problem
     answer: Answer
+    begun: float  # s since the solve began
     duration: float  # s
 
     @property
@@ -36,9 +37,9 @@ class AtOnce:
 
     @property
     def seconds(self) -> tuple[float, ...]:
-        """The time of the call, divided evenly over its steps."""
+        """Since the solve began; the time of the call is divided evenly over its steps."""
         steps = self.answer.steps
-        return tuple(self.duration * (i + 1) / steps for i in range(steps))
+        return tuple(self.begun + self.duration * (i + 1) / steps for i in range(steps))
 
     @property
     def spent(self) -> tuple[int, int, int]:
@@ -121,9 +122,13 @@ def at_once(
     states: Any,
     most: int | None = None,
     spent: Sequence[int] = (0, 0, 0),
+    begun: float = 0.0,
 ) -> AtOnce | None:
-    """Up to ``most`` iterations in one call, ``spent`` earlier ones; None where they are made one
-    by one.
+    """Up to ``most`` iterations in one call; None where they are made one by one.
+
+    Args:
+        spent: iterations, roll-outs and sweeps made before.
+        begun: seconds since the solve began.
 
     That is so for batches and other engines, and wherever something has to be complained of.
     """
@@ -132,7 +137,7 @@ def at_once(
     recipe = solver.whole_iterations(problem.x0.dtype)
     if recipe is None or (states is not None and not solver.accepts_gaps):
         return None
-    begun = time.perf_counter()
+    start = time.perf_counter()
     second_order = solver.starts_second_order
     solve = engines.whole(problem, solver.engine, recipe, solver.rules.damping_start, second_order)
     if solve is None:
@@ -146,10 +151,10 @@ def at_once(
     answer = solve(us, states, most or chunk, spent)
     if answer.counts["status"] == Status.NON_FINITE:
         return None
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     if answer.counts["status"] == Status.RUNNING and most is None and seconds < LONG:
         solve.chunk = min(2 * chunk, solver.rules.max_iterations)
-    return AtOnce(solver, problem, answer, seconds)
+    return AtOnce(solver, problem, answer, begun, seconds)
 
 
 def usable(value: Any, shape: tuple[int, ...], like: Tensor) -> bool:

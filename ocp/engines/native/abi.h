@@ -14,10 +14,6 @@
 #include "ensemble.h"
 #endif
 
-#if !OCP_GRID
-#include "begin.h"
-#endif
-
 #if OCP_GRID
 #define OCP_ENTRY OCP_KERNEL
 #else
@@ -309,10 +305,6 @@ extern "C" __attribute__((visibility("default"))) Int ocp_work_bytes(OCP_GIVEN(D
   return ocp::group_bytes(data) * ocp::threads_for(data.threads, ocp::group_count(data.B));
 }
 
-OCP_ENTRY ocp_begin(OCP_GIVEN(Data) data, OCP_GIVEN(ocp::BeginCall) call) {
-  ocp::each_group(data, [&](auto& g, int count, auto&) { ocp::begin_group(data, call, g, count); });
-}
-
 // xs (T + 1, B, n) of controls us (T, B, m) from x0 (B, n).
 OCP_ENTRY ocp_rollout(OCP_GIVEN(Data) data, const Real* x0, const Real* us, Real* xs) {
   ocp::each_group(data, [&](auto& g, int count, auto&) {
@@ -341,6 +333,13 @@ OCP_ENTRY ocp_total_cost(OCP_GIVEN(Data) data, Int L, const Real* xs, const Real
     Model::l(x, u, block.c, &l);
     for (int i = 0; i < block.count; ++i) cost[block.row[i] % L] += get(l, i);
   });
+}
+
+#include "begin.h"
+
+OCP_ENTRY ocp_begin(OCP_GIVEN(Data) data, OCP_GIVEN(ocp::BeginCall) call) {
+  if (call.states) return ocp::begin_with_gaps(data, call);
+  ocp::each_group(data, [&](auto& g, int count, auto&) { ocp::begin_group(data, call, g, count); });
 }
 
 #if OCP_DECIDE

@@ -37,7 +37,7 @@ class SweepCall(Structure):
 class BeginCall(Structure):
     """Of ``ocp_begin``; see begin.h for shapes."""
 
-    _fields_ = fields("x0:p us:p xs:p clipped:p cost:p finite:p")
+    _fields_ = fields("x0:p us:p states:p xs:p clipped:p gaps:p cost:p gap:p finite:p")
 
 
 class FollowCall(Structure):

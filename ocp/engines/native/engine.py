@@ -106,14 +106,17 @@ class Native(Eager):
 
     # -- the model along a trajectory ----------------------------------------------------------
     def begin(self, us: Stages, xs: Stages | None = None) -> Begun:
-        if xs is not None or not self.fits(us):
+        if not self.fits(us):
             return super().begin(us, xs)
         T, B, n, m = self.sizes
-        given, rolled, clipped = dense(us), self.new(T + 1, B, n), self.new(T, B, m)
-        cost, fine = self.new(B), self.integers(B)
-        arrays = self.x0, given, rolled, clipped, cost, fine
+        given, states = dense(us), optional(xs)
+        rolled, clipped = self.new(T + 1, B, n), self.new(T, B, m)
+        gaps = None if states is None else self.new(T, B, n)
+        told = self.new(B), self.new(B), self.integers(B)
+        arrays = self.x0, given, states, rolled, clipped, gaps, *told
         self.call("ocp_begin", abi.BeginCall(*map(address, arrays)))
-        return Begun(rolled, clipped, None, torch.zeros_like(cost), cost, fine != 0)
+        cost, gap, fine = told
+        return Begun(rolled, clipped, gaps, gap, cost, fine != 0)
 
     def rollout(self, us: Stages) -> Stages:
         if not self.fits(us):

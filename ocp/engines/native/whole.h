@@ -33,33 +33,6 @@ OCP_FN Answer answer_at(Real* next, Int T) {
   return a;
 }
 
-// States that are given: controls within their bounds, gaps, the cost; whether all is finite.
-OCP_FN bool begin_with_gaps(const Data& data, const Whole& call, const Answer& to, Real* gaps,
-                            Real* reals) {
-  const Int T = data.T;
-  OCP_COPY(to.xs, call.states, (T + 1) * n * sizeof(Real));
-  OCP_COPY(to.xs, call.x0, n * sizeof(Real));
-  for (Int i = 0; i < T * m; ++i) {
-    to.us[i] = call.us[i];
-    if constexpr (bounded) to.us[i] = min_(max_(to.us[i], data.lower[i]), data.upper[i]);
-  }
-  ocp_gaps(data, to.xs, to.us, gaps);
-  ocp_total_cost(data, 1, to.xs, to.us, reals + COST);
-  reals[GAP] = 0;
-  for (Int i = 0; i < T * n; ++i) reals[GAP] += abs_(gaps[i]);
-  Real residue = (reals[COST] + reals[GAP]) * 0;
-  for (Int i = 0; i < (T + 1) * n; ++i) residue += to.xs[i] * 0;
-  return residue == 0;
-}
-
-OCP_FN bool begin_whole(const Data& data, const Whole& call, const Answer& to, Real* reals) {
-  if (call.states) return begin_with_gaps(data, call, to, call.iterate->gaps, reals);
-  Int finite = 0;
-  ocp_begin(data, {call.x0, call.us, to.xs, to.us, reals + COST, &finite});
-  reals[GAP] = 0;
-  return finite != 0;
-}
-
 OCP_FN void appraise_whole(const Data& data, const Whole& call, const Answer& to) {
   const Real none = 0;
   const Int full = 1;
@@ -78,7 +51,10 @@ OCP_FN void whole(const Data& data, const Whole& call) {
   Iterate loop = *call.iterate;
   loop.xs = to.xs, loop.us = to.us;
   call.facts[0] = call.facts[1] = 0;
-  if (!begin_whole(data, call, to, loop.reals)) {
+  Int finite = 0;
+  ocp_begin(data, {call.x0, call.us, call.states, to.xs, to.us, loop.gaps, loop.reals + COST,
+                   loop.reals + GAP, &finite});
+  if (!finite) {
     loop.counts[STATUS - REALS] = NON_FINITE;
     return;
   }
