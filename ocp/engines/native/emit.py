@@ -25,8 +25,10 @@ from ocp.engines.native.forms import (
     operations,
     tape_text,
 )
-from ocp.engines.native.graph import Graph, TooLarge, Weights
+from ocp.engines.native.graph import NETWORK, Graph, TooLarge, Weights
+from ocp.engines.native.net_text import Calls, Structs
 from ocp.engines.native.recorder import Recorder
+from ocp.engines.native.reroll import with_networks
 from ocp.engines.native.sources import Block, problem_numbers, shared_numbers
 from ocp.engines.native.surroundings import Surroundings
 from ocp.engines.native.trace import described, trace_numbers, trace_problem
@@ -129,7 +131,8 @@ def model(problem: Problem, limit: int = LIMIT, scalar: int | None = None) -> Pr
     made: dict[str, Function] = {}
     nodes: dict[str, int] = {}
     try:
-        for name, plain, matrix in functions(g, {k: v.tolist() for k, v in values.items()}, n, m):
+        roots = with_networks(g, {k: v.tolist() for k, v in values.items()})
+        for name, plain, matrix in functions(g, roots, n, m):
             made[name] = choose(g, plain, matrix, SCALAR if scalar is None else scalar)
             nodes[name] = operations(g, all_ids(made[name].outputs))
             if sum(nodes.values()) > limit:
@@ -167,8 +170,10 @@ def model_text(
         else:
             text += writer.function(f"{name}_parts", SIGNATURES[name], function.outputs)
             text += tape_text(name, SIGNATURES[name], function, par)
-    dual = int(made["f_contracted"].tape is not None)
-    return f"#define OCP_DUAL {dual}\n" + text + "};\n"
+    second = made["f_contracted"]
+    networks = any(g.ops[i] in NETWORK for i in g.reachable(all_ids(second.outputs)))
+    dual = int(second.tape is not None or networks)  # SIMD within one sample
+    return f"#define OCP_DUAL {dual}\n" + writer.structs.text(writer) + text + "};\n"
 
 
 SIGNATURES = {
@@ -255,6 +260,7 @@ class Writer:
     def __init__(self, graph: Graph, par: Sequence[int], dat: Sequence[int]) -> None:
         self.graph = graph
         self.bases = {"par": par, "dat": dat}
+        self.structs = Structs()
 
     def function(
         self, name: str, arguments: str, outputs: Sequence[Output], context: bool = True
@@ -271,6 +277,7 @@ class Writer:
         count = 0
         calls = sum(self.graph.ops[i] in FUNCTIONS for i in order)
         prefix = "apart::" if calls > CALLED else ""
+        calls_of_nets = Calls(self.graph, order, self.structs, self.bases["par"])
         for i in order:
             op, args = self.graph.ops[i], self.graph.args[i]
             if op == "number":
@@ -283,6 +290,9 @@ class Writer:
                 names[i] = f"a{count}"
                 count += 1
                 lines += self._product(names[i], self.graph.data[i], [names[a] for a in args])
+            elif op in NETWORK:
+                names[i], made = calls_of_nets.lines(i, [names[a] for a in args])
+                lines += [f"    {line}" for line in made]
             else:
                 names[i] = f"a{count}"
                 count += 1
@@ -320,6 +330,8 @@ class Writer:
             return f"{args[0]} {INFIX[op]} {args[1]}"
         if op in COMPOSED:
             return COMPOSED[op].format(*args)
+        if op == "total":
+            return " + ".join(args)
         if op == "amax":
             text = args[0]
             for a in args[1:]:

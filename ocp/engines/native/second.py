@@ -48,7 +48,7 @@ def table(g: Graph, f: list[int], n: int, m: int) -> tuple[list[int], list[int]]
 
 def operations_of_contraction(g: Graph, f: list[int], n: int, m: int) -> int | None:
     """Of ``v . f_zz`` as scalar code; None where they are more than `MOST`, or loops."""
-    if any(g.ops[i] == "matvec" for i in g.reachable(f)):
+    if any(g.ops[i] in ("matvec", "net") for i in g.reachable(f)):
         return None
     by_z = Derivatives(g, variables(g, n, m))
     along = by_z.gradient(f, [g.leaf("v", k) for k in range(n)])
