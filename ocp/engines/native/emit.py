@@ -171,9 +171,13 @@ def model_text(
             text += writer.function(f"{name}_parts", SIGNATURES[name], function.outputs)
             text += tape_text(name, SIGNATURES[name], function, par)
     second = made["f_contracted"]
-    networks = any(g.ops[i] in NETWORK for i in g.reachable(all_ids(second.outputs)))
-    dual = int(second.tape is not None or networks)  # SIMD within one sample
-    return f"#define OCP_DUAL {dual}\n" + writer.structs.text(writer) + text + "};\n"
+    dual = int(second.tape is not None or has_networks(g, second))  # SIMD within one sample
+    settings = f"#define OCP_DUAL {dual}\n#define OCP_INNER {int(has_networks(g, made['f']))}\n"
+    return settings + writer.structs.text(writer) + text + "};\n"
+
+
+def has_networks(g: Graph, function: Function) -> bool:
+    return any(g.ops[i] in NETWORK for i in g.reachable(all_ids(function.outputs)))
 
 
 SIGNATURES = {

@@ -83,7 +83,8 @@ template <Way way, class R, class V>
 OCP_FN void layer_by_rows(const Real* W, int rows, int row_step, int inner, int inner_step,
                           int columns, const V* x, int x_ld, V* y, int y_ld) {
   while (columns > 0) {
-    const int now = columns <= 4 ? columns : columns < 8 ? columns / 2 : 4;
+    constexpr int most = way == ALONG_ROWS ? 5 : 4;
+    const int now = columns <= most ? columns : columns < 2 * most ? columns / 2 : most;
 #define OCP_COLUMNS(rows_at_once, count)                                                         \
   layer_rows<way, rows_at_once, count, R>(                                                       \
       W, rows, row_step, inner, inner_step, x, x_ld, y, y_ld)
@@ -91,7 +92,9 @@ OCP_FN void layer_by_rows(const Real* W, int rows, int row_step, int inner, int 
       case 1: OCP_COLUMNS(8, 1); break;
       case 2: OCP_COLUMNS(4, 2); break;
       case 3: OCP_COLUMNS(4, 3); break;
-      default: OCP_COLUMNS(3, 4);
+      case 4: OCP_COLUMNS(3, 4); break;
+      default:
+        if constexpr (most == 5) OCP_COLUMNS(2, 5);
     }
 #undef OCP_COLUMNS
     columns -= now, x += now * x_ld, y += now * y_ld;

@@ -135,8 +135,12 @@ def struct(writer: Writer, name: str, net: Net) -> str:
         f"  static constexpr int inputs = {net.inputs}, outputs = {len(net.outputs)}, "
         f"most = {most};",
     ]
-    maps = [part for k, step in enumerate(net.steps, start=1) if isinstance(step, Map)
-            for part in map_functions(writer, net, k, step)]  # fmt: skip
+    maps = [
+        part
+        for k, step in enumerate(net.steps, start=1)
+        if isinstance(step, Map) and map_of(net, step) == k
+        for part in map_functions(writer, net, k, step)
+    ]
     body = [
         *work(net, sizes),
         *forward(net, sizes),
@@ -151,6 +155,16 @@ def struct(writer: Writer, name: str, net: Net) -> str:
 def stored(net: Net, k: int) -> tuple[list[int], list[tuple[int, int]]]:
     """Operands, and pairs of them, whose partials are vectors: not the same number everywhere."""
     return list(net.slopes[k]), list(net.bends[k])
+
+
+def map_of(net: Net, step: Map) -> int:
+    """Number of the first step with the same expression of the same kinds of operands."""
+    kinds = lambda s: [isinstance(o, Ref) for o in s.operands]
+    return next(
+        k
+        for k, s in enumerate(net.steps, start=1)
+        if isinstance(s, Map) and s.expression == step.expression and kinds(s) == kinds(step)
+    )
 
 
 def map_functions(writer: Writer, net: Net, k: int, step: Map) -> Iterator[str]:
@@ -248,9 +262,10 @@ def map_loop(net: Net, k: int, step: Map) -> Iterator[str]:
     yield "    (void)d; (void)e;"
     calls = ["y", "y, d" if slopes else "y"]
     calls.append(f"{calls[1]}, e" if bends else calls[1])
-    yield f"    if constexpr (order == 0) map{k}_0(a, {calls[0]});"
-    yield f"    else if constexpr (order == 1) map{k}_1(a, {calls[1]});"
-    yield f"    else map{k}_2(a, {calls[2]});"
+    own = f"map{map_of(net, step)}"
+    yield f"    if constexpr (order == 0) {own}_0(a, {calls[0]});"
+    yield f"    else if constexpr (order == 1) {own}_1(a, {calls[1]});"
+    yield f"    else {own}_2(a, {calls[2]});"
     yield f"    store(y[0], w.v{k} + i);"
     for number, q in enumerate(slopes):
         yield f"    if constexpr (order > 0) store(d[{number}], w.d{k}_{q} + i);"

@@ -246,7 +246,9 @@ class _Run:
             else:
                 seconds.append(self.map_curvature(number, step, of))
         return np.asarray(
-            sum(w * seconds[r.step][r.start] for w, r in zip(weights, self.net.outputs, strict=True))
+            sum(
+                w * seconds[r.step][r.start] for w, r in zip(weights, self.net.outputs, strict=True)
+            )
         )
 
     def map_curvature(self, k: int, step: Map, of: Callable[[Ref], np.ndarray]) -> np.ndarray:

@@ -112,9 +112,7 @@ class Finder:
         self, kind: str, ids: Ids, parts: Sequence[Part], data: Weights | int | None = None
     ) -> Vector:
         rank = max((self.rank_of(p) for p in parts), default=0)
-        own = [
-            Scalars(p.ids) if isinstance(p, Span) and p.vector.rank < rank else p for p in parts
-        ]
+        own = [Scalars(p.ids) if isinstance(p, Span) and p.vector.rank < rank else p for p in parts]
         made = Vector(kind, ids, own, data, rank)
         self.made.setdefault(ids, made)
         return made
