@@ -117,19 +117,23 @@ class Derivatives:
                 systems.setdefault(args[0], {})[g.data[i]] = of[i]
             elif op == "solve":
                 self._solve_adjoint(i, systems[i], give)
-            elif op == "matvec":
-                given = [systems[i].get(r, g.zero) for r in range(g.data[i].rows)]
-                for a, amount in zip(args, g.matvec(g.data[i].transposed, given), strict=True):
-                    give(a, amount)
-            elif op == "net":
-                given = [systems[i].get(r, g.zero) for r in range(len(g.data[i].net.outputs))]
-                for a, amount in zip(args, network_adjoint(g, i, given, last), strict=True):
+            elif op in ("matvec", "net"):
+                for a, amount in zip(args, self._block(i, systems[i], last), strict=True):
                     give(a, amount)
             else:
                 for k, a in enumerate(args):
                     if self.depends(a):
                         give(a, self._scaled(i, k, of[i]))
         return [of.get(leaf, g.zero) for leaf in self.wrt]
+
+    def _block(self, i: int, given: dict[int, int], last: bool) -> list[int]:
+        """Adjoints of the arguments of a product or network, from those of its entries."""
+        g = self.graph
+        if g.ops[i] == "net":
+            entries = range(len(g.data[i].net.outputs))
+            return network_adjoint(g, i, [given.get(r, g.zero) for r in entries], last)
+        weights = g.data[i]
+        return g.matvec(weights.transposed, [given.get(r, g.zero) for r in range(weights.rows)])
 
     def depends(self, node: int) -> int:
         """Bits of wrt that the node's derivative can see."""

@@ -360,7 +360,7 @@ class Graph:
     def evaluate(self, roots: Sequence[int], leaves: Callable[[Leaf], Any]) -> list[Any]:
         """Values of nodes, given those of the leaves: numbers, or arrays of equal shape."""
         values: dict[int, Any] = {}
-        matrices: dict[Weights, Any] = {}
+        matrices: dict[Any, Any] = {}
         with np.errstate(all="ignore"):
             for i in self.reachable(roots):
                 op = self.ops[i]
@@ -381,7 +381,8 @@ class Graph:
                 elif op in NETWORK:
                     from ocp.engines.native.nets import evaluate  # which needs this module
 
-                    values[i] = evaluate(self, i, [values[a] for a in self.args[i]], leaves)
+                    given = [values[a] for a in self.args[i]]
+                    values[i] = evaluate(self, i, given, leaves, matrices)
                 else:
                     values[i] = evaluate_op(op, [values[a] for a in self.args[i]])
         return [values[r] for r in roots]

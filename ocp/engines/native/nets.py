@@ -24,15 +24,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ocp.engines.native.derive import Derivatives
-from ocp.engines.native.graph import NETWORK, Graph, Leaf, Number, Weights, tri_size
+from ocp.engines.native.graph import Graph, Leaf, Number, tri_size
 
 
 class Ref(NamedTuple):
-    """Entries ``start .. start + count - 1`` of the vector of a step; the inputs are step 0."""
+    """Entries ``start .. start + size - 1`` of the vector of a step; the inputs are step 0."""
 
     step: int
     start: int
-    count: int
+    size: int
 
 
 class Param(NamedTuple):
@@ -40,7 +40,7 @@ class Param(NamedTuple):
 
     slot: int
     stride: int
-    count: int
+    size: int
 
 
 class Linear(NamedTuple):
@@ -82,7 +82,7 @@ def size_of(step: Step) -> int:
         return step.rows
     if isinstance(step, Map):
         return step.size
-    return 1 if isinstance(step, Total) else sum(p.count for p in step.pieces)
+    return 1 if isinstance(step, Total) else sum(p.size for p in step.pieces)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,15 +153,19 @@ def results(graph: Graph, op: str, call: Call, args: Sequence[int]) -> list[int]
 
 # -- in NumPy ------------------------------------------------------------------------------------
 def evaluate(
-    graph: Graph, node: int, values: Sequence[Any], leaves: Callable[[Leaf], Any]
+    graph: Graph,
+    node: int,
+    values: Sequence[Any],
+    leaves: Callable[[Leaf], Any],
+    known: dict[Any, Any],
 ) -> list[Number]:
-    """Entries of a node about a network, for values of its arguments."""
+    """Entries of a node about a network, for values of its arguments; ``known`` keeps matrices."""
     call, op = graph.data[node], graph.ops[node]
     net = call.net
     given = np.stack(np.broadcast_arrays(*(np.asarray(v, graph.dtype) for v in values)))
     flat = given.reshape(len(values), -1)
     columns = [
-        _Run(graph, call, leaves, column[: net.inputs]).entries(op, column[net.inputs :])
+        _Run(graph, call, leaves, column[: net.inputs], known).entries(op, column[net.inputs :])
         for column in flat.T
     ]
     return list(np.stack(columns, axis=-1).reshape(-1, *given.shape[1:]))
@@ -171,8 +175,14 @@ class _Run:
     """One sample, by tangents of everything; for tests, not for speed."""
 
     def __init__(
-        self, graph: Graph, call: Call, leaves: Callable[[Leaf], Any], x: np.ndarray
+        self,
+        graph: Graph,
+        call: Call,
+        leaves: Callable[[Leaf], Any],
+        x: np.ndarray,
+        known: dict[Any, Any],
     ) -> None:
+        self.known = known
         self.graph, self.call, self.leaves, self.net = graph, call, leaves, call.net
         self.values, self.tangents = [x], [np.eye(len(x), dtype=graph.dtype)]
         for k, step in enumerate(self.net.steps, start=1):
@@ -182,8 +192,12 @@ class _Run:
 
     def param(self, slot: int, offsets: np.ndarray) -> np.ndarray:
         source, begin = self.call.places[slot]
+        key = source, begin, offsets.shape, offsets.tobytes()
+        if key in self.known:
+            return np.asarray(self.known[key])
         read = lambda o: float(self.leaves(("par", source, begin + int(o), 0)))
-        return np.vectorize(read, otypes=[self.graph.dtype])(offsets)
+        self.known[key] = np.vectorize(read, otypes=[self.graph.dtype])(offsets)
+        return np.asarray(self.known[key])
 
     def matrix(self, step: Linear) -> np.ndarray:
         down = np.arange(step.rows) * step.row_step
@@ -191,23 +205,23 @@ class _Run:
 
     def partials(self, k: int, step: Map, nodes: Sequence[int]) -> list[np.ndarray]:
         operands = [
-            self.values[o.step][o.start : o.start + o.count]
+            self.values[o.step][o.start : o.start + o.size]
             if isinstance(o, Ref)
-            else self.param(o.slot, o.stride * np.arange(o.count))
+            else self.param(o.slot, o.stride * np.arange(o.size))
             for o in step.operands
         ]
         found = self.graph.evaluate(list(nodes), lambda leaf: operands[leaf[1]])
         return [np.broadcast_to(e, (step.size,)) for e in found]
 
     def step(self, k: int, step: Step) -> tuple[np.ndarray, np.ndarray]:
-        part = lambda ref: slice(ref.start, ref.start + ref.count)
+        part = lambda ref: slice(ref.start, ref.start + ref.size)
         of = lambda arrays, ref: arrays[ref.step][part(ref)]
         if isinstance(step, Linear):
             W = self.matrix(step)
             return W @ of(self.values, step.source), W @ of(self.tangents, step.source)
         if isinstance(step, Total):
             source = step.source
-            return tuple(of(a, source).sum(0, keepdims=True) for a in (self.values, self.tangents))  # type: ignore[return-value]
+            return tuple(of(a, source).sum(0, keepdims=True) for a in (self.values, self.tangents))
         if isinstance(step, Joined):
             return tuple(
                 np.concatenate([of(a, p) for p in step.pieces])
@@ -236,7 +250,7 @@ class _Run:
         k = self.net.inputs
         seconds: list[np.ndarray] = [np.zeros((k, k, k))]
         for number, step in enumerate(self.net.steps, start=1):
-            of = lambda ref: seconds[ref.step][ref.start : ref.start + ref.count]
+            of = lambda ref: seconds[ref.step][ref.start : ref.start + ref.size]
             if isinstance(step, Linear):
                 seconds.append(np.tensordot(self.matrix(step), of(step.source), 1))
             elif isinstance(step, Total):
@@ -257,15 +271,9 @@ class _Run:
         total = np.zeros((step.size, self.net.inputs, self.net.inputs))
         for q, slope in zip(slopes, found, strict=False):
             total = total + slope[:, None, None] * of(step.operands[q])  # type: ignore[arg-type]
-        tangent = lambda ref: self.tangents[ref.step][ref.start : ref.start + ref.count]
+        tangent = lambda ref: self.tangents[ref.step][ref.start : ref.start + ref.size]
         for (q, r), bend in zip(bends, found[len(slopes) :], strict=True):
             first, second = (tangent(step.operands[i]) for i in (q, r))
             outer = bend[:, None, None] * first[:, :, None] * second[:, None, :]
             total = total + outer + (0 if q == r else outer.swapaxes(1, 2))
         return total
-
-
-__all__ = [
-    "NETWORK", "Call", "Joined", "Linear", "Map", "Net", "Param", "Ref", "Step", "Total", "Weights",
-    "evaluate", "made", "results", "size_of",
-]  # fmt: skip
