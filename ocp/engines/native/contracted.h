@@ -19,6 +19,9 @@
 #ifndef OCP_DUAL
 #define OCP_DUAL 0
 #endif
+#ifndef OCP_INNER  // 1: the model itself is made of loops over vectors, see net.h
+#define OCP_INNER 0
+#endif
 #if OCP_SINGLE && OCP_DUAL && !OCP_TABLE && !OCP_GRID
 #define OCP_ALONG_Z 1
 #else

@@ -25,8 +25,10 @@ from ocp.engines.native.forms import (
     operations,
     tape_text,
 )
-from ocp.engines.native.graph import Graph, TooLarge, Weights
+from ocp.engines.native.graph import NETWORK, Graph, TooLarge, Weights
+from ocp.engines.native.net_text import Calls, Structs
 from ocp.engines.native.recorder import Recorder
+from ocp.engines.native.reroll import with_networks
 from ocp.engines.native.sources import Block, problem_numbers, shared_numbers
 from ocp.engines.native.surroundings import Surroundings
 from ocp.engines.native.trace import described, trace_numbers, trace_problem
@@ -130,7 +132,8 @@ def model(problem: Problem, limit: int = LIMIT, scalar: int | None = None) -> Pr
     made: dict[str, Function] = {}
     nodes: dict[str, int] = {}
     try:
-        for name, plain, matrix in functions(g, {k: v.tolist() for k, v in values.items()}, n, m):
+        roots = with_networks(g, {k: v.tolist() for k, v in values.items()})
+        for name, plain, matrix in functions(g, roots, n, m):
             made[name] = choose(g, plain, matrix, SCALAR if scalar is None else scalar)
             nodes[name] = operations(g, all_ids(made[name].outputs))
             if sum(nodes.values()) > limit:
@@ -169,8 +172,14 @@ def model_text(
         else:
             text += writer.function(f"{name}_parts", SIGNATURES[name], function.outputs)
             text += tape_text(name, SIGNATURES[name], function, par)
-    dual = int(made["f_contracted"].tape is not None)
-    return f"#define OCP_DUAL {dual}\n" + text + "};\n"
+    second = made["f_contracted"]
+    dual = int(second.tape is not None or has_networks(g, second))  # SIMD within one sample
+    settings = f"#define OCP_DUAL {dual}\n#define OCP_INNER {int(has_networks(g, made['f']))}\n"
+    return settings + writer.structs.text(writer) + text + "};\n"
+
+
+def has_networks(g: Graph, function: Function) -> bool:
+    return any(g.ops[i] in NETWORK for i in g.reachable(all_ids(function.outputs)))
 
 
 SIGNATURES = {
@@ -273,6 +282,7 @@ class Writer:
     def __init__(self, graph: Graph, par: Sequence[int], dat: Sequence[int]) -> None:
         self.graph = graph
         self.bases = {"par": par, "dat": dat}
+        self.structs = Structs()
 
     def function(
         self, name: str, arguments: str, outputs: Sequence[Output], context: bool = True
@@ -293,8 +303,9 @@ class Writer:
         lines.append("    " + " ".join(f"(void){a};" for a in unused))
         prefix = "apart::" if sum(g.ops[i] in FUNCTIONS for i in order) > CALLED else ""
         names: dict[int, str] = {}
+        nets = Calls(g, order, self.structs, self.bases["par"])
         for a in order if len(order) <= SPARING else []:
-            lines += self._statement(a, names, prefix)
+            lines += self._statement(a, names, prefix, nets)
         for o in outputs:
             many = sum(i == g.zero for i in o.ids) >= MANY  # assignments that take time to compile
             if many:
@@ -303,11 +314,11 @@ class Writer:
                 if many and i == g.zero:
                     continue
                 for a in missing(g, i, names):
-                    lines += self._statement(a, names, prefix)
+                    lines += self._statement(a, names, prefix, nets)
                 lines.append(f"    {o.name}[{k}] = {names[i]};")
         return "\n".join([*lines, "  }", ""])
 
-    def _statement(self, i: int, names: dict[int, str], prefix: str) -> list[str]:
+    def _statement(self, i: int, names: dict[int, str], prefix: str, nets: Calls) -> list[str]:
         """Names a node; what defines it, if anything is needed."""
         op, data = self.graph.ops[i], self.graph.data[i]
         args = [names[a] for a in self.graph.args[i]]
@@ -317,6 +328,9 @@ class Writer:
             names[i] = args[0]
         elif op == "entry":
             names[i] = f"{args[0]}[{data}]"
+        elif op in NETWORK:
+            names[i], made = nets.lines(i, args)
+            return [f"    {line}" for line in made]
         else:
             names[i] = f"a{len(names)}"
             if op == "matvec":
@@ -345,6 +359,8 @@ class Writer:
             return f"{args[0]} {INFIX[op]} {args[1]}"
         if op in COMPOSED:
             return COMPOSED[op].format(*args)
+        if op == "total":
+            return " + ".join(args)
         if op == "amax":
             text = args[0]
             for a in args[1:]:

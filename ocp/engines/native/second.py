@@ -44,7 +44,7 @@ def table(g: Graph, f: list[int], n: int, m: int) -> Split:
         Both empty where f is linear, has products with matrices, or all ways are too long.
     """
     splits = []
-    if not any(g.ops[i] == "matvec" for i in g.reachable(f)):
+    if not any(g.ops[i] in ("matvec", "net") for i in g.reachable(f)):
         for way in (by_pushing, by_tangents, by_entries):
             try:
                 with g.at_most(MADE * MOST):
