@@ -8,7 +8,7 @@ from ctypes import Structure, addressof, c_int, c_int64, c_void_p
 from pathlib import Path
 
 import ocp
-from ocp.engines.native import build, emit, grid
+from ocp.engines.native import build, emit, grid, stagewise
 from ocp.engines.native.compiled import Compiled, text_of
 
 SHIM = Path(__file__).with_name("grid_twin.h")
@@ -38,7 +38,7 @@ class Twin:
 
 def compiled(problem: ocp.Problem, form: grid.Form, settings: str = "") -> Compiled:
     """The program of a problem; ``settings``: macros before its text."""
-    program = emit.model(problem)
+    program = stagewise.model(problem) if problem.stagewise else emit.model(problem)
     kernels = Twin(settings + text_of(problem, program, form), form)
     functions = problem.dynamics, problem.cost
     return Compiled(program, kernels, grid.info(kernels, problem.x0), functions, form)

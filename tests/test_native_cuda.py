@@ -11,13 +11,13 @@ from ctypes import POINTER, Structure, addressof, c_int64, c_void_p, cast, sizeo
 import pytest
 import torch
 from grid_calls import compiled as twin
-from models import cartpoles, guess, rich
+from models import cartpoles, guess, resizing, rich
 from native_cases import needs_compiler
 from references import close
 
 import ocp
 from ocp import engines
-from ocp.engines.native import abi, build, driver, emit, nvrtc
+from ocp.engines.native import abi, build, driver, emit, nvrtc, stagewise
 from ocp.engines.native.compiled import compiled_for, text_of
 from ocp.engines.native.grid import Form
 from ocp.problems.registry import REGISTRY
@@ -39,7 +39,8 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
 def gpu_text(problem: ocp.Problem, form: Form) -> str:
-    return text_of(problem, emit.model(problem), form)
+    made = stagewise.model(problem) if problem.stagewise else emit.model(problem)
+    return text_of(problem, made, form)
 
 
 # -- without a GPU ---------------------------------------------------------------------------------
@@ -52,6 +53,12 @@ def test_programs_compile_to_machine_code(form: Form) -> None:
     for entry in (*abi.ARGUMENTS, "ocp_fill_rows", "ocp_info", "ocp_work_bytes"):
         of_cpu = "ensemble" in entry or entry == "ocp_again"
         assert (entry.encode() in image) == (not of_cpu), entry
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(("architecture", "form"), [(80, TEAM), (90, THREADS)])
+def test_programs_of_stages_that_differ_compile(architecture: int, form: Form) -> None:
+    assert nvrtc.compile_text(gpu_text(resizing(3), form), nvrtc.Target(architecture, True))
 
 
 @needs_nvrtc

@@ -130,8 +130,8 @@ def unsupported(problem: Problem) -> str:
         return f"dtype {problem.x0.dtype}"
     if not any(problem.control_dims):
         return "there are no controls"
-    if problem.x0.device.type == "cuda" and (problem.stagewise or problem.shared_controls):
-        return "stagewise problems and shared controls are compiled for the CPU only"
+    if problem.x0.device.type == "cuda" and problem.shared_controls:
+        return "shared controls are compiled for the CPU only"
     return ""
 
 
@@ -160,7 +160,7 @@ def make(problem: Problem, functions: tuple[Any, ...]) -> Compiled:
 def form_of(problem: Problem) -> grid.Form | None:
     if problem.x0.device.type == "cpu":
         return None
-    return grid.form(problem.state_dims[0] + problem.control_dims[0], problem.batch)
+    return grid.form(sum(stagewise.sizes(problem)), problem.batch)
 
 
 def text_of(

@@ -11,6 +11,7 @@ from ocp.engines.base import Recipe
 from ocp.engines.native import abi, grid
 from ocp.engines.native.compiled import Compiled
 from ocp.engines.native.engine import Native, address
+from ocp.engines.native.padded import Padded
 from ocp.problem import Problem
 
 
@@ -52,3 +53,7 @@ class Cuda(Native):
 
     def prepare(self, recipe: Recipe, damping: float, steps: int, shift: int) -> None:
         """Calls set up beforehand save microseconds of Python: on the CPU alone."""
+
+
+class PaddedCuda(Padded, Cuda):
+    """The same where sizes change with t."""
