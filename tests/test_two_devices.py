@@ -79,12 +79,15 @@ def agree(ours: ocp.Solution, theirs: ocp.Solution) -> None:
     assert str(ours) and ours.controls[0].device == GPU
 
 
-@pytest.mark.parametrize("name", ["batch", "single", "bounds", "resizing"])
-@pytest.mark.parametrize("engine", ["auto", "eager"])
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [(name, "auto") for name in ("batch", "single", "bounds", "resizing")]
+    + [(name, "eager") for name in ("bounds", "resizing")],
+)
 def test_no_solve_mixes_devices(gpu, name, engine):
     here, p = example(name)
-    for method in METHODS:
-        options = {"engine": engine, "max_iterations": 3}
+    for method in METHODS if engine == "auto" else ("ddp", "pmp"):
+        options = {"engine": engine, "max_iterations": 2}
         ours, theirs = ocp.solve(p, method, **options), ocp.solve(here, method, **options)
         assert ours.engine == {"auto": "cuda", "eager": "eager"}[engine]
         agree(ours, theirs)
@@ -121,7 +124,7 @@ def test_shared_controls_and_receding_horizons_stay_on_the_gpu(gpu):
 def test_no_network_step_mixes_devices(gpu, name):
     torch.manual_seed(0)
     batch = torch.randn(8, 6), torch.tensor([0, 1, 2, 1, 0, 0, 2, 1])
-    layers = nn.Linear(6, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3)
+    layers = nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)
     models = nn.Sequential(*layers), nn.Sequential(*copy.deepcopy(layers))
     for tensor in models[0].parameters():
         placed(tensor, True)

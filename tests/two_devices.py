@@ -1,5 +1,5 @@
-"""A machine with two devices, on one: tensors that say they are on a GPU, and operations that refuse
-to mix them with others, as a GPU would.
+"""A machine with two devices, on one: tensors that say they are on a GPU, and operations that
+refuse to mix them with others, as a GPU would.
 
 The numbers stay in the CPU's memory, so that all of the package's Python runs, solvers, engines
 and derivatives, and a wrong device is found where there is no GPU.
