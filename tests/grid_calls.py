@@ -32,8 +32,8 @@ class Twin:
         )
         assert not wrong, f"{entry}: threads of a block do not meet at the same barriers"
 
-    def usage(self, entry: str) -> str:
-        return "no registers"
+    def usage(self, entry: str) -> grid.Usage:
+        return grid.Usage(0, 0, 0)
 
 
 def compiled(problem: ocp.Problem, form: grid.Form, settings: str = "") -> Compiled:

@@ -49,6 +49,18 @@ static inline void __syncthreads() {
   threadIdx.x = own;
 }
 
+// As __syncthreads, and whether any thread of the block says so.
+static inline int __syncthreads_or(int own) {
+  static int votes;
+  votes |= own != 0;
+  __syncthreads();
+  const int all = votes;
+  __syncthreads();
+  votes = 0;
+  __syncthreads();
+  return all;
+}
+
 // Returns 0, or 1 where some threads of a block end while others wait for them.
 static int twin_block(int threads, bool backwards) {
   const size_t room = 1 << 20;

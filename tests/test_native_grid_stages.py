@@ -21,7 +21,7 @@ from ocp.engines.native.grid import Form
 
 pytestmark = needs_compiler
 
-THREADS, TEAM = Form(False, 4), Form(True, 8)
+THREADS, RANKS, TEAM = Form(False, 4), Form(False, 8, 2), Form(True, 8)
 LIMITS = [[torch.full((m,), s, dtype=F64) for m in (1, 0, 2, 3)] for s in (-0.2, 0.15)]
 
 
@@ -32,7 +32,7 @@ def problem(name: str) -> ocp.Problem:
     return random_stagewise(1, 5, 6, True)  # sizes alike, functions not
 
 
-@pytest.fixture(params=[("resizing", THREADS), ("resizing", TEAM), ("alike", TEAM)], ids=str)
+@pytest.fixture(params=[("resizing", THREADS), ("resizing", TEAM), ("alike", RANKS)], ids=str)
 def case(request: pytest.FixtureRequest) -> tuple[ocp.Problem, Any, Any]:
     name, how = request.param
     p = problem(name)

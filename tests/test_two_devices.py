@@ -36,8 +36,9 @@ class Loaded(Twin):
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     monkeypatch.setenv("OCP_ENGINE", "auto")
-    monkeypatch.setattr(grid, "form", lambda d, batch: grid.Form(d > 5, 4))
-    monkeypatch.setattr(driver, "load", lambda text, form, device: Loaded(text, form))
+    monkeypatch.setattr(grid, "form", lambda d, batch, processors: grid.Form(d > 5, 4))
+    monkeypatch.setattr(grid, "processors", lambda device: 132)
+    monkeypatch.setattr(driver, "fitting", lambda text, form, device: Loaded(text(form), form))
     monkeypatch.setattr(compiled, "_known", type(compiled._known)())
     with two_devices(monkeypatch):
         yield monkeypatch

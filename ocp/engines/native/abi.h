@@ -56,7 +56,8 @@ template <class Body> OCP_FN void each_group(const Data& data, Body body) {
     Arena arena = arena_of(data, thread);
     Group<Lane> group;
     group.place(data, arena);
-    for (Int i = begin; i < end; ++i) {
+    for (Int i = begin; i < (side_by_side ? begin + 1 : end); ++i) {
+      team_sync();  // the last problem has left
       const int count = take_consecutive(group, i * lanes);
       body(group, count, arena);
     }
@@ -83,9 +84,9 @@ struct SweepCall {
 // Second order; where that is not definite, the same damped at the level of rounding; where that is
 // not either, Gauss-Newton, and `indefinite` is the stage. What `Eager.appraise` does.
 template <class V> OCP_FN Promise<V> appraise(Pass<V>& pass, Group<V>& g, V& indefinite) {
-  Promise<V> promise = sweep(pass, g);
+  Promise<V> promise = swept(pass, g);
   MaskOf<V> failed = promise.failed >= V(0);
-  if (any(failed)) {
+  if (anyone(any(failed))) {
     V size = V(0);
     StageOf<V> own;
     for (Int t = team_rank(); t < g.data->T; t += team_size()) {
@@ -96,14 +97,14 @@ template <class V> OCP_FN Promise<V> appraise(Pass<V>& pass, Group<V>& g, V& ind
     const V rounding = V(sizeof(Real) == 8 ? 1.4901161193847656e-08 : 3.4526698300124393e-04);
     const V least = V(sizeof(Real) == 8 ? 2.2250738585072014e-308 : 1.1754943508222875e-38);
     pass.damping = select(failed, rounding * max_(size, least), V(0));
-    promise = sweep(pass, g);
+    promise = swept(pass, g);
     failed = promise.failed >= V(0);
   }
   indefinite = promise.failed;
-  if (any(failed)) {
+  if (anyone(any(failed))) {
     pass.damping = select(failed, V(0), pass.damping);
     pass.full = pass.full & !failed;
-    promise = sweep(pass, g);
+    promise = swept(pass, g);
   }
   return promise;
 }
@@ -138,7 +139,7 @@ OCP_FN void sweep_group(
   g.given = call.given.fz || call.given.table ? &call.given : nullptr;
   g.begin(any(pass.full));
   V indefinite = V(-1);
-  const Promise<V> promise = call.p ? appraise(pass, g, indefinite) : sweep(pass, g);
+  const Promise<V> promise = call.p ? appraise(pass, g, indefinite) : swept(pass, g);
   scatter(g.k, T, B, m, g.rows, count, call.k);
   scatter(g.K, T, B, m * n, g.rows, count, call.K);
   if (call.vx) {
@@ -172,7 +173,7 @@ struct FollowCall {
 };
 
 template <class V>
-OCP_FN void follow_single(const Data& data, const FollowCall& call, Group<V>& g) {
+OCP_FN void follow_single(const Data& data, const FollowCall& call, Group<V>& g, int there) {
   const Int T = data.T, B = data.B, b = g.rows[0];
   gather_lane(call.xs, T + 1, B, n, b, 0, g.x);
   gather_lane(call.us, T, B, m, b, 0, g.u);
@@ -186,12 +187,12 @@ OCP_FN void follow_single(const Data& data, const FollowCall& call, Group<V>& g)
     Real cost[at_once], residue[at_once];
     const Real* sizes = call.step_sizes + first;
     follow_each(data, g.c, about, sizes, count, g.trial_x, g.trial_u, cost, residue);
-    for (int l = 0; l < count; ++l) {
-      const Int line = (first + l) * B + b, lines = call.A * B;
-      for (Int i = team_rank(); i < (T + 1) * n; i += team_size())
-        call.trial_xs[(i / n * lines + line) * n + i % n] = trial_entry(g.trial_x, i, l);
-      for (Int i = team_rank(); i < T * m; i += team_size())
-        call.trial_us[(i / m * lines + line) * m + i % m] = trial_entry(g.trial_u, i, l);
+    for (int l = 0; there && l < count; ++l) {
+      const Int line = (first + l) * B + b, lines = call.A * B, xs = (T + 1) * n, us = T * m;
+      for (Int i = team_rank(); i < xs; i += team_size())
+        call.trial_xs[(i / n * lines + line) * n + i % n] = trial_entry(g.trial_x, xs, i, l);
+      for (Int i = team_rank(); i < us; i += team_size())
+        call.trial_us[(i / m * lines + line) * m + i % m] = trial_entry(g.trial_u, us, i, l);
       call.cost[line] = cost[l];
     }
     team_sync();
@@ -219,7 +220,7 @@ OCP_FN void follow_group(const Data& data, const FollowCall& call, Group<V>& g, 
 
 template <class V>
 OCP_FN void follow_lanes(const Data& data, const FollowCall& call, Group<V>& g, int count) {
-  if constexpr (single) follow_single(data, call, g);
+  if constexpr (together) follow_single(data, call, g, count);
   else follow_group(data, call, g, count);
 }
 

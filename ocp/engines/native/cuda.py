@@ -38,10 +38,18 @@ class Cuda(Native):
         need = self.integers(1)
         self.data_block.threads = 1
         self.library.launch("ocp_work_bytes", 1, [self.data_block, need.data_ptr()])
-        each = int(need)
-        count = grid.units(self.form, self.problem.batch, each, self.library.memory)
-        self.data_block.threads = count
-        return self.x0.new_empty(each * count, dtype=torch.uint8)
+        each, memory = int(need), self.library.memory
+        while True:
+            count = grid.units(self.form, self.problem.batch, each, memory)
+            try:
+                work = self.x0.new_empty(each * count, dtype=torch.uint8)
+            except torch.OutOfMemoryError as error:
+                if count == self.form.beside:
+                    raise torch.OutOfMemoryError(lacking(each, count, self.problem)) from error
+                memory = each * count // 2  # problems take turns
+            else:
+                self.data_block.threads = count
+                return work
 
     def iterations(self, request: abi.Iterate, taken: Tensor) -> int:
         """One launch for all steps, one number to the host, one launch for the rows of problems
@@ -53,6 +61,14 @@ class Cuda(Native):
 
     def prepare(self, recipe: Recipe, damping: float, steps: int, shift: int) -> None:
         """Calls set up beforehand save microseconds of Python: on the CPU alone."""
+
+
+def lacking(each: int, count: int, problem: Problem) -> str:
+    return (
+        f"no room on {problem.x0.device} for the work memory of the compiled program: "
+        f"{each * count:,} bytes for the {count} problems of one block, {each:,} for each of "
+        f"horizon {problem.horizon}. Free memory, shorten the horizon, or take engine='eager'."
+    )
 
 
 class PaddedCuda(Padded, Cuda):

@@ -54,7 +54,7 @@ OCP_ENTRY ocp_total_cost(OCP_GIVEN(Data) data, Int L, const Real* xs, const Real
 OCP_ENTRY ocp_iterate(OCP_GIVEN(Data) data, OCP_GIVEN(ocp::Iterate) call) {
   using namespace ocp;
   parallel_units(0, data.B, [&](Int unit, Int begin, Int end) {
-    call.taken[begin] = call.handed[begin] = 0;
+    if (begin < end) call.taken[begin] = call.handed[begin] = 0;
     iterate_range(data, call, arena_of(data, unit), begin, end);
   });
 }
