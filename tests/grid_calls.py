@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ocp
 from ocp.engines.native import build, emit, grid, stagewise
-from ocp.engines.native.compiled import Compiled, text_of
+from ocp.engines.native.compiled import Compiled, rows_of, text_of
 
 SHIM = Path(__file__).with_name("grid_twin.h")
 WORDS = 8  # that a kernel takes
@@ -28,7 +28,8 @@ class Twin:
         words = [addressof(a) if isinstance(a, Structure) else a for a in arguments]
         kernel = ctypes.cast(getattr(self.library, entry), c_void_p)
         wrong = self.library.twin_launch(
-            kernel, blocks, self.form.team, self.backwards, (c_int64 * WORDS)(*words)
+            *(kernel, blocks, grid.threads(self.form, entry), self.backwards),
+            (c_int64 * WORDS)(*words),
         )
         assert not wrong, f"{entry}: threads of a block do not meet at the same barriers"
 
@@ -38,7 +39,8 @@ class Twin:
 
 def compiled(problem: ocp.Problem, form: grid.Form, settings: str = "") -> Compiled:
     """The program of a problem; ``settings``: macros before its text."""
+    shared, problem = problem.shared_controls, rows_of(problem)
     program = stagewise.model(problem) if problem.stagewise else emit.model(problem)
-    kernels = Twin(settings + text_of(problem, program, form), form)
+    kernels = Twin(settings + text_of(problem, program, form, shared), form)
     functions = problem.dynamics, problem.cost
     return Compiled(program, kernels, grid.info(kernels, problem.x0), functions, form)

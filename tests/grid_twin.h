@@ -10,11 +10,12 @@
 struct TwinIndex {
   unsigned x;
 };
-static TwinIndex blockIdx, threadIdx, gridDim;
+static TwinIndex blockIdx, threadIdx, gridDim, blockDim;
 
 #define OCP_GRID 1
 #define OCP_LANES 1
 #define OCP_KERNEL extern "C" __attribute__((visibility("default"))) void
+#define OCP_WIDE_KERNEL OCP_KERNEL
 #define OCP_GIVEN(Kind) const Kind&
 #define __shared__ static
 
@@ -96,6 +97,7 @@ extern "C" __attribute__((visibility("default"))) int twin_launch(
   twin.kernel = kernel;
   twin.a = arguments;
   gridDim.x = blocks;
+  blockDim.x = threads;
   for (int b = 0; b < blocks; ++b) {
     blockIdx.x = backwards ? blocks - 1 - b : b;
     wrong |= twin_block(threads, backwards);

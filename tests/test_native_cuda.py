@@ -19,7 +19,7 @@ from torch import Tensor
 import ocp
 from ocp import engines
 from ocp.engines.native import abi, build, driver, emit, grid, nvrtc, stagewise
-from ocp.engines.native.compiled import compiled_for, text_of
+from ocp.engines.native.compiled import compiled_for, rows_of, text_of
 from ocp.engines.native.grid import Form
 from ocp.problems.registry import REGISTRY
 
@@ -40,8 +40,9 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
 def gpu_text(problem: ocp.Problem, form: Form) -> str:
+    shared, problem = problem.shared_controls, rows_of(problem)
     made = stagewise.model(problem) if problem.stagewise else emit.model(problem)
-    return text_of(problem, made, form)
+    return text_of(problem, made, form, shared)
 
 
 # -- without a GPU ---------------------------------------------------------------------------------
@@ -58,8 +59,13 @@ def test_programs_compile_to_machine_code(form: Form) -> None:
 
 @needs_nvrtc
 @pytest.mark.parametrize(("architecture", "form"), [(80, TEAM), (90, RANKS)])
-def test_programs_of_stages_that_differ_compile(architecture: int, form: Form) -> None:
-    assert nvrtc.compile_text(gpu_text(resizing(3), form), nvrtc.Target(architecture, True))
+@pytest.mark.parametrize("shared", [False, True])
+def test_programs_of_stages_that_differ_and_of_shared_controls_compile(
+    architecture: int, form: Form, shared: bool
+) -> None:
+    text = gpu_text(resizing(3, shared_controls=shared), form)
+    image = nvrtc.compile_text(text, nvrtc.Target(architecture, True))
+    assert (b"ocp_ensemble_sweep" in image) == shared and (b"ocp_iterate" in image) != shared
 
 
 @needs_nvrtc
@@ -140,6 +146,9 @@ def test_the_form_that_spills_least_is_taken(monkeypatch: pytest.MonkeyPatch) ->
         def __init__(self, form: Form) -> None:
             self.form = form
             made.append(form)
+
+        def has(self, entry: str) -> bool:
+            return True
 
         def usage(self, entry: str) -> grid.Usage:
             return grid.Usage(255, 0, spills[self.form])

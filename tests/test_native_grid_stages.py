@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from grid_calls import compiled
-from models import guess, resizing
+from models import guess, resizing, rich
 from native_cases import F64, needs_compiler
 from references import close
 from stagewise_models import random_stagewise
@@ -16,7 +16,7 @@ from torch import Tensor
 
 import ocp
 from ocp import engines
-from ocp.engines.native.engine import native_of
+from ocp.engines.native.engine import engine_of, native_of
 from ocp.engines.native.grid import Form
 
 pytestmark = needs_compiler
@@ -95,3 +95,63 @@ def test_steps_of_a_stagewise_problem_equal_those_of_the_cpu(case, method):
             assert getattr(other, name).tolist() == getattr(state, name).tolist(), name
         if not state.running:
             break
+
+
+# -- shared controls -------------------------------------------------------------------------------
+def sharing(name: str) -> ocp.Problem:
+    if name == "resizing":
+        return resizing(5, shared_controls=True, control_bounds=tuple(LIMITS))
+    return rich(6, 5, shared_controls=True)
+
+
+@pytest.fixture(params=[("rich", THREADS), ("rich", TEAM), ("resizing", TEAM)], ids=str)
+def shared(request: pytest.FixtureRequest) -> tuple[ocp.Problem, Any, Any]:
+    name, how = request.param
+    p = sharing(name)
+    return p, engine_of(p, compiled(p, how)), engines.make(p, "native")
+
+
+@pytest.mark.parametrize("method", ["ilqr", "ddp", "state"])
+def test_steps_with_shared_controls_equal_those_of_the_cpu(shared, method):
+    p, ours, theirs = shared
+    assert ours.name == "cuda" and theirs.name == "native"
+    options: dict[str, Any] = {}
+    if method == "state":
+        rules = ocp.solvers.Rules(damping_start=0.7)
+        method, options = "ilqr", {"regularisation": "state", "rules": rules}
+    solver = ocp.make_solver(method, engine="native", **options)
+    us = [u[0] for u in guess(p, 5, 0.1)]
+    xs = theirs.rollout(torch.stack(us)[:, None] if p.uniform else [u[None] for u in us])
+    moved = [x.reshape(p.samples, -1) + 0.05 for x in xs]
+    start = (torch.stack(us), torch.stack(moved, 1)) if p.uniform else (us, moved)
+    state = solver.init(p, *start)
+    for _ in range(3):
+        other = solver.steps(p, state._replace(engine=ours), 1)
+        state = solver.steps(p, state._replace(engine=theirs), 1)
+        for name in ("xs", "us", "cost", "gap", "damping", "residual"):
+            equal(getattr(other, name), getattr(state, name))
+        for name in ("status", "iterations", "rollouts", "sweeps"):
+            assert getattr(other, name).tolist() == getattr(state, name).tolist(), name
+        if not state.running:
+            break
+
+
+def test_the_value_model_of_shared_controls_equals_that_of_the_cpu(shared):
+    p, ours, theirs = shared
+    us = torch.stack([u[:1] for u in guess(p, 5, 0.1)]) if p.uniform else guess(p, 5, 0.1)
+    us = us if p.uniform else [u[:1] for u in us]
+    xs = theirs.rollout(us)
+    damping = torch.full((1,), 0.3, dtype=F64)
+    policies = []
+    for engine in (ours, theirs):
+        e = engine.expand(xs, us)
+        table = engine.curvature_along(xs, us, engine.costates(e)[0])
+        found = [engine.sweep(e, us, None, damping, c) for c in (None, table)]
+        policies.append([(*s[1:], *s.policy) for s in found])
+    equal(*policies)
+    backwards = ours.rows.library
+    backwards.backwards = True  # neither does the order of threads matter
+    e = ours.expand(xs, us)
+    again = ours.sweep(e, us, None, damping, None)
+    backwards.backwards = False
+    assert all(torch.equal(a, b) for a, b in zip(again.policy.k, policies[0][0][6], strict=True))

@@ -112,6 +112,7 @@ def test_what_is_given_and_reported_stays_on_the_gpu(gpu):
 def test_shared_controls_and_receding_horizons_stay_on_the_gpu(gpu):
     here = cartpoles(3, 5)
     ours = ocp.solve(moved(here, shared_controls=True), "ilqr", max_iterations=3)
+    assert ours.engine == "cuda"
     theirs = ocp.solve(here.replace(shared_controls=True), "ilqr", max_iterations=3)
     close(ours.cost.cpu(), theirs.cost, 1e-7)
     plans = [ocp.RecedingHorizon(p, "ilqr", iterations=2) for p in (moved(here), here)]

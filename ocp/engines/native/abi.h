@@ -392,7 +392,7 @@ extern "C" __attribute__((visibility("default"))) Int ocp_again(
 }
 #endif
 
-#if OCP_ENSEMBLE
+#if OCP_ENSEMBLE && !OCP_GRID
 // Problems whose samples share their controls; Data::B is their number. Work memory of the sweep:
 extern "C" __attribute__((visibility("default"))) Int ocp_ensemble_bytes(const Data& data) {
   return ocp::ensemble::bytes(data);

@@ -109,7 +109,8 @@ def how(made: Compiled) -> str:
     if made.form is None:
         return f"{made.info.lanes} numbers of {size} at a time"
     assert isinstance(made.library, grid.Kernels)
-    return f"{made.form}, numbers of {size}; {made.library.usage(grid.LOOP)}"
+    loop = grid.LOOP if made.info.trials else "ocp_ensemble_sweep"
+    return f"{made.form}, numbers of {size}; {made.library.usage(loop)}"
 
 
 def compiler_of(made: Compiled) -> str:
@@ -129,8 +130,6 @@ def unsupported(problem: Problem) -> str:
         return f"dtype {problem.x0.dtype}"
     if not any(problem.control_dims):
         return "there are no controls"
-    if problem.x0.device.type == "cuda" and problem.shared_controls:
-        return "shared controls are compiled for the CPU only"
     return ""
 
 

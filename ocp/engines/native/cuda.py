@@ -59,6 +59,10 @@ class Cuda(Native):
         self.call("ocp_fill_rows", request, most)
         return most
 
+    def launch_wide(self, entry: str, blocks: int, *arguments: Any) -> None:
+        """A kernel for shared controls, which has its own work memory."""
+        self.library.launch(entry, blocks, [self.data_block, *arguments])
+
     def prepare(self, recipe: Recipe, damping: float, steps: int, shift: int) -> None:
         """Calls set up beforehand save microseconds of Python: on the CPU alone."""
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from ocp.engines.native import build, nvrtc
-from ocp.engines.native.grid import LOOP, MOST_SPILLS, Form, Usage, others, usages
+from ocp.engines.native.grid import LOOP, MOST_SPILLS, Form, Usage, others, threads, usages
 
 SIGNATURES = {
     "cuGetErrorString": (c_int, POINTER(c_char_p)),
@@ -148,14 +148,19 @@ class Loaded:
         with current(self.device):
             stream = torch.cuda.current_stream(self.device).cuda_stream
             values, pointers = packed(arguments)
+            each = threads(self.form, entry)
             asked(
                 library().cuLaunchKernel(
-                    *(self.function(entry), blocks, 1, 1, self.form.team, 1, 1, 0),
+                    *(self.function(entry), blocks, 1, 1, each, 1, 1, 0),
                     *(stream, pointers, None),
                 ),
-                f"cuLaunchKernel({entry}, {blocks} blocks of {self.form.team} threads)",
+                f"cuLaunchKernel({entry}, {blocks} blocks of {each} threads)",
             )
             del values  # the driver has copied them
+
+    def has(self, entry: str) -> bool:
+        """Whether it is there: the loop is not, in programs of shared controls."""
+        return entry.encode() in self.image
 
     def usage(self, entry: str) -> Usage:
         """As the compiler said, or, where the driver has compiled, as that says."""
@@ -230,6 +235,6 @@ def fitting(text_in: Callable[[Form], str], form: Form, device: torch.device) ->
     tried = []
     for each in (form, *others(form)):
         tried.append(load(text_in(each), each, device))
-        if tried[-1].usage(LOOP).spilled <= MOST_SPILLS:
+        if not tried[-1].has(LOOP) or tried[-1].usage(LOOP).spilled <= MOST_SPILLS:
             return tried[-1]
     return min(tried, key=lambda made: made.usage(LOOP).spilled)

@@ -23,7 +23,12 @@
 #define OCP_BLOCKS 1
 #endif
 
+#ifndef OCP_WIDE_TEAM  // threads of a block of the kernels for shared controls
+#define OCP_WIDE_TEAM 256
+#endif
+
 #if OCP_CUDA
+#define OCP_WIDE_KERNEL extern "C" __global__ void __launch_bounds__(OCP_WIDE_TEAM)
 #define OCP_KERNEL extern "C" __global__ void __launch_bounds__(OCP_TEAM, OCP_BLOCKS)
 #define OCP_GIVEN(Kind) const __grid_constant__ Kind
 #endif
@@ -75,6 +80,25 @@ OCP_FN Real team_sum(Real own) {
 }
 OCP_FN Real team_max(Real own) {
   return team_joined(own, [](Real a, Real b) { return max_(a, b); });
+}
+
+// The threads of a block that has but one problem, whatever the form: see ensemble.h.
+constexpr int most_in_block = OCP_WIDE_TEAM;
+OCP_FN Int block_rank() { return Int(threadIdx.x); }
+OCP_FN Int block_size() { return Int(blockDim.x); }
+OCP_FN void block_sync() { __syncthreads(); }
+// The sum of what they have, in the same order always; their number is a power of 2.
+OCP_FN Real block_sum(Real own) {
+  __shared__ Real parts[most_in_block];
+  parts[threadIdx.x] = own;
+  for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) parts[threadIdx.x] += parts[threadIdx.x + half];
+  }
+  __syncthreads();
+  const Real all = parts[0];
+  __syncthreads();
+  return all;
 }
 
 // As a stride: no registers, unlike a number that each array would carry.

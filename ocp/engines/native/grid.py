@@ -22,6 +22,7 @@ MOST_REGISTERS, REGISTERS = 256, 2**16  # of a thread, of a multiprocessor
 # Bytes that a thread may spill: 256 threads and their spills fit in the 228 kB of fast memory of a
 # multiprocessor, beside what they read.
 MOST_SPILLS = 512
+WIDE = 256  # threads of a block of the kernels for shared controls: OCP_WIDE_TEAM
 MOST_THREADS, MOST_TEAMS = 2**17, 2**12  # at work at the same time; the rest take turns
 MOST_BLOCKS = 2**16 - 1
 
@@ -163,6 +164,11 @@ def units(form: Form, batch: int, bytes_each: int, memory: int) -> int:
     wanted = -(-batch // step)
     most = MOST_TEAMS if form.single else MOST_THREADS // form.team
     return step * max(1, min(wanted, most, memory // (bytes_each * step)))
+
+
+def threads(form: Form, entry: str) -> int:
+    """Of a block."""
+    return WIDE if entry in ("ocp_ensemble_sweep", "ocp_ensemble_follow") else form.team
 
 
 def blocks(form: Form, entry: str, data: abi.Data, lines: int) -> int:

@@ -64,3 +64,19 @@ OCP_ENTRY ocp_fill_rows(OCP_GIVEN(Data) data, OCP_GIVEN(ocp::Iterate) call, Int 
   ocp::parallel(0, data.B, [&](Int b, Int, Int) { ocp::fill_rows(data, call, b, most); });
 }
 #endif
+
+#if OCP_ENSEMBLE
+// By blocks of OCP_WIDE_TEAM threads: the sweep by one, the roll-out of a policy by one for each
+// step size.
+OCP_ENTRY ocp_ensemble_bytes(OCP_GIVEN(Data) data, Int* out) {
+  if (ocp::thread_index() == 0) *out = ocp::ensemble::bytes(data);
+}
+
+OCP_WIDE_KERNEL ocp_ensemble_sweep(OCP_GIVEN(Data) data, OCP_GIVEN(ocp::EnsembleSweep) call) {
+  ocp::ensemble::sweep(data, call);
+}
+
+OCP_WIDE_KERNEL ocp_ensemble_follow(OCP_GIVEN(Data) data, OCP_GIVEN(ocp::EnsembleFollow) call) {
+  for (Int j = blockIdx.x; j < call.A; j += gridDim.x) ocp::ensemble::follow(data, call, j);
+}
+#endif
