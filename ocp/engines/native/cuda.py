@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.engines.base import Recipe
+from ocp.engines.base import Begun, Recipe
+from ocp.engines.eager import Eager
 from ocp.engines.native import abi, grid
 from ocp.engines.native.compiled import Compiled
 from ocp.engines.native.engine import Native, address
 from ocp.engines.native.padded import Padded
-from ocp.problem import Problem
+from ocp.problem import Problem, Stages
 
 
 class Cuda(Native):
@@ -50,6 +51,9 @@ class Cuda(Native):
             else:
                 self.data_block.threads = count
                 return work
+
+    def begin(self, us: Stages, xs: Stages | None = None) -> Begun:
+        return Eager.begin(self, us, xs)
 
     def iterations(self, request: abi.Iterate, taken: Tensor) -> int:
         """One launch for all steps, one number to the host, one launch for the rows of problems
