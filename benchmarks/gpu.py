@@ -47,7 +47,6 @@ from ocp.problems.registry import REGISTRY  # noqa: E402
 
 MARK = "FIGURES "  # before a line of figures on a stage's output
 FORMS = ((False, 32, 1), (False, 64, 2), (False, 128, 4), (False, 256, 8), (True, 32, 1))
-LARGE = ("quadrotor3d", "masses")
 GOAL = 2e6  # problem-iterations a second, 16 384 cart-poles in float64
 
 
@@ -68,12 +67,13 @@ class Sizes:
     many: int = 16_384
     batches: tuple[int, ...] = (256, 1024, 2048, 4096, 8192, 16_384, 65_536)
     large: tuple[int, ...] = (1, 64, 1024)
+    named: tuple[str, ...] = ("quadrotor3d", "masses")
     steps: int = 20
     repeats: int = 3
     rounds: int = 5
 
 
-SMALL = Sizes(6, (2, 6), (1, 2), 2, 1, 1)
+SMALL = Sizes(6, (2, 6), (1, 2), ("pendulum",), 2, 1, 1)
 
 
 # -- stages ----------------------------------------------------------------------------------------
@@ -112,32 +112,48 @@ def cartpoles(count: int, device: str, dtype: torch.dtype = torch.float64) -> oc
 
 def programs(device: str, sizes: Sizes) -> Iterator[Figure]:
     """Into the cache, as many at a time as there are processors."""
-    jobs: list[Callable[[], Any]] = []
-    for dtype in (torch.float64, torch.float32):
-        for count in sizes.batches:
-            jobs.append(lambda c=count, d=dtype: cartpoles(c, device, d).compile_report())
-    for name in LARGE:
-        jobs.append(lambda n=name: many_of(n, sizes.large[-1], device).compile_report())
+    from ocp.engines.native.compiled import form_of
+    from ocp.engines.native.grid import Form
+
+    problems = [
+        cartpoles(count, device, dtype)
+        for dtype in (torch.float64, torch.float32)
+        for count in sizes.batches
+    ]
+    problems += [many_of(name, count, device) for name in sizes.named for count in sizes.large]
+    wanted = [(text_in(p, form_of(p)), form_of(p)) for p in problems]
     if device != "cpu":
-        jobs += [lambda f=form: loaded(cartpoles(sizes.many, device), f) for form in FORMS]
+        many = cartpoles(sizes.many, device)
+        wanted += [(text_in(many, Form(*form)), Form(*form)) for form in FORMS]
+    texts = dict(wanted)
     begin = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        list(pool.map(lambda job: job(), jobs))
-    yield Figure("compiling", time.perf_counter() - begin, "s", f"{len(jobs)} programs at a time")
+        list(pool.map(lambda pair: load(*pair, torch.device(device)), texts.items()))
+    yield Figure("compiling", time.perf_counter() - begin, "s", f"{len(texts)} programs at a time")
     for count in sizes.batches:
         report = cartpoles(count, device).compile_report().splitlines()
         taken = next((line for line in report if "SIMD" in line), report[0])
         yield Figure(f"program of {count} cart-poles", " ".join(taken.split()[1:]))
 
 
+def text_in(problem: ocp.Problem, form: Any) -> str:
+    from ocp.engines.native import emit
+    from ocp.engines.native.compiled import text_of
+
+    return text_of(problem, emit.model(problem), form)
+
+
+def load(text: str, form: Any, device: torch.device) -> Any:
+    from ocp.engines.native import build, driver
+
+    return build.load(text) if form is None else driver.load(text, form, device)
+
+
 def loaded(problem: ocp.Problem, form: tuple[bool, int, int]) -> Any:
     """The kernels of a problem in a form of our choice."""
-    from ocp.engines.native import driver, emit
-    from ocp.engines.native.compiled import text_of
     from ocp.engines.native.grid import Form
 
-    text = text_of(problem, emit.model(problem), Form(*form))
-    return driver.load(text, Form(*form), problem.x0.device)
+    return load(text_in(problem, Form(*form)), Form(*form), problem.x0.device)
 
 
 def tests(device: str, sizes: Sizes) -> Iterator[Figure]:
@@ -255,7 +271,7 @@ def many_of(name: str, count: int, device: str) -> ocp.Problem:
 
 
 def large(device: str, sizes: Sizes) -> Iterator[Figure]:
-    for name in LARGE:
+    for name in sizes.named:
         for count in sizes.large:
             problem = many_of(name, count, device)
             d = problem.state_dims[0] + problem.control_dims[0]
