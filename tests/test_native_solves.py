@@ -24,7 +24,12 @@ pytestmark = needs_compiler
 F64 = torch.float64
 
 # Problems, kinds of solves and methods whose whole trajectories agree to 1e-9.
-EQUAL = [("pendulum", "plain", "ilqr"), ("cartpole", "plain", "ilqr")]
+EQUAL = [
+    ("pendulum", "plain", "ilqr"),
+    ("pendulum", "bounds", "ilqr"),
+    ("cartpole", "plain", "ilqr"),
+    ("unicycle", "bounds", "ilqr"),
+]
 
 
 def mild(seed, n, m, batch, horizon, bounds=False, alone=False):
