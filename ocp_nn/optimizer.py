@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ocp.problem import Problem
+from ocp.problem import Problem, Stages
 from ocp.processes import group_of
 from ocp.solution import Status
 from ocp.solvers.loop import State
 from ocp_nn.batch_ddp import BatchDDP
 from ocp_nn.compile import Inputs, compile, network_of, samples_of, with_data
+from ocp_nn.divergence import DivergedError, Watch, grown
+from ocp_nn.function_space import FunctionSpace
 from ocp_nn.losses import Loss
 from ocp_nn.shards import agreed, check_spread, spread_weights
 from ocp_nn.statistics import DAMPING, METRICS, Memory, Settings
@@ -24,20 +26,14 @@ from ocp_nn.statistics import DAMPING, METRICS, Memory, Settings
 KEY = "ddp"  # of what is ours in a state_dict
 
 
-class DivergedError(FloatingPointError):
-    """A step was not finite; the model has the weights of before.
+class Good(NamedTuple):
+    """Weights that gave a good loss, and what else the step from them needs."""
 
-    Attributes:
-        step: number of the step, from 1.
-        fault: what was not finite, with stage and layer.
-    """
-
-    def __init__(self, step: int, fault: str) -> None:
-        super().__init__(
-            f"step {step} diverged: {fault}. The model keeps the weights of before the step; a "
-            "larger damping or a smaller lr shortens the steps."
-        )
-        self.step, self.fault = step, fault
+    step: int
+    us: Stages
+    memory: Any
+    damping: Tensor
+    buffers: list[Tensor]  # where batch norm writes to them
 
 
 class DDPOptimizer(torch.optim.Optimizer):
@@ -139,6 +135,7 @@ class DDPOptimizer(torch.optim.Optimizer):
             spread_weights(model, self.group)
         self.modules = list(model.modules())
         self.steps, self.batch_norms = 0, False
+        self.watch, self.good = Watch(), Good(0, [], None, torch.zeros(1), [])
         self.problem: Problem | None = None
         self.solver_state: State | None = None
         self.places: list[tuple[Tensor, int, int, int]] = []
@@ -171,7 +168,8 @@ class DDPOptimizer(torch.optim.Optimizer):
             The mean loss of the batch before the step.
 
         Raises:
-            DivergedError: the step was not finite; the weights are those of before.
+            DivergedError: the step was not finite, the weights are those of before; or losses in
+                a row are 100 times the first, the weights are the last that gave less than twice.
             ValueError, TypeError: the batch does not fit the model or the loss, or is not finite.
         """
         if targets is None:
@@ -189,6 +187,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         if engine.cost.regularised:
             loss = engine.loss(state.xs[-1].view(engine.samples, -1))
         self.steps += 1
+        self.check_course(float(loss), state)
         after = solver.step(problem, state)
         if int(after.status) == Status.NON_FINITE:
             self.solver_state = state
@@ -200,6 +199,33 @@ class DDPOptimizer(torch.optim.Optimizer):
         self.solver_state = after
         self.write(after)
         return loss if value is None else value
+
+    def check_course(self, loss: float, state: State) -> None:
+        """Note good weights; a run whose losses have left all bounds is put back to the last.
+
+        Raises:
+            DivergedError: it was.
+        """
+        watch, good, engine = self.watch, self.good, cast(FunctionSpace, state.engine)
+        if watch.reference == 0:
+            outputs = state.xs[-1].view(engine.samples, -1)
+            watch.start(loss, float(engine.loss(torch.zeros_like(outputs))))
+        if watch.good(loss):
+            buffers = [b.clone() for b in self.model.buffers()] if self.batch_norms else []
+            self.good = Good(self.steps, state.us, state.memory, state.damping, buffers)
+        if not watch.diverged(loss):
+            return
+        fault, kept = watch.words(loss), "the weights of before the step"
+        if len(good.us) == len(state.us):
+            names = [stage.name for stage in engine.network.stages]
+            fault += f"; {grown(names, [u[0] for u in state.us], [u[0] for u in good.us])}"
+            state = state._replace(us=good.us, memory=good.memory, damping=good.damping)
+            self.write(state)
+            for buffer, value in zip(self.model.buffers(), good.buffers, strict=False):
+                buffer.copy_(value)
+            kept = f"those of before step {good.step}, the last good ones"
+        self.solver_state, self._written, watch.high = state, (), 0
+        raise DivergedError(self.steps, fault, kept)
 
     # -- what a step starts from -----------------------------------------------------------------
     def prepared(self, inputs: Inputs, targets: Tensor) -> Problem:
@@ -315,7 +341,7 @@ class DDPOptimizer(torch.optim.Optimizer):
     # -- checkpoints -----------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         """Groups as torch has them, and under "ddp" what a step needs of the steps before."""
-        own: dict[str, Any] = {"steps": self.steps}
+        own: dict[str, Any] = {"steps": self.steps, "reference": self.watch.reference}
         if self.solver_state is not None:
             memory = self.solver_state.memory
             own["damping"] = float(self.solver_state.damping)
@@ -338,6 +364,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         super().load_state_dict({k: v for k, v in state_dict.items() if k != KEY})
         own = deepcopy(state_dict[KEY])
         self.steps, self.solver_state = own.pop("steps"), None
+        self.watch.reference, self.watch.high = own.pop("reference"), 0
         self._restored, self._rates = own, ()
 
 
