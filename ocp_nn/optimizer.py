@@ -17,11 +17,12 @@ from ocp.solution import Status
 from ocp.solvers.loop import State
 from ocp_nn.batch_ddp import BatchDDP
 from ocp_nn.compile import Inputs, compile, network_of, samples_of, with_data
+from ocp_nn.defaults import DEFAULTS, LIMITS, TERMINAL_DAMPING
 from ocp_nn.divergence import DivergedError, Watch, grown
 from ocp_nn.function_space import FunctionSpace
-from ocp_nn.losses import Loss
+from ocp_nn.losses import BinaryCrossEntropy, CrossEntropy, Loss, make_loss
 from ocp_nn.shards import agreed, check_spread, spread_weights
-from ocp_nn.statistics import DAMPING, METRICS, Memory, Settings
+from ocp_nn.statistics import Memory, Settings
 
 KEY = "ddp"  # of what is ours in a state_dict
 
@@ -45,15 +46,19 @@ class DDPOptimizer(torch.optim.Optimizer):
     Args:
         model: see `ocp_nn.compile`; in training or evaluation mode as it is at each step.
         loss: "cross_entropy", "binary_cross_entropy", "mse", "huber", a torch loss or a function.
-        lr: scales the metric, ``D = L_uu + (M + damping I) / lr``; what schedulers move.
+        lr: scales the metric, ``D = L_uu + (M + damping I) / lr``; what schedulers move. With
+            neither lr nor damping the metric's own numbers begin, and steps are kept in bounds
+            whatever the scale of layers, data and loss, see `ocp_nn.defaults`; with either, the
+            numbers are exactly as given.
         metric: M: "gauss_newton" (0), "sgd" (I), "rmsprop", "adam", "kfac" or "ekfac".
         form: "proximal", ``Q_uu = D + Gauss-Newton``; "paper", ``Q_uu^{-1} = D^{-1}`` (eq. 15; with
             "gauss_newton" both are the same); "stagewise", stage-wise Newton; "gradient", the base
             method of the metric, without any coupling of the stages.
         feedback: True, "linear" (the damped Gauss-Newton step) or False; see `BatchDDP`.
-        damping: a number, None for the metric's default, or "adaptive": Levenberg-Marquardt,
-            judged on the same data if ``full_batch``, on the next batch if not.
-        terminal_damping: eps_x in ``Phi_XX + eps_x I / B``.
+        damping: a number, None for the metric's own, or "adaptive": Levenberg-Marquardt, judged on
+            the same data if ``full_batch``, on the next batch if not.
+        terminal_damping: eps_x in ``Phi_XX + eps_x I / B``; None for 0, or 0.1 where neither lr nor
+            damping is given and the loss saturates (the cross-entropies).
         weight_decay: as in torch: its gradient is ``weight_decay u``; its curvature is in Q_uu.
         line_search: halve the step until this batch's loss falls enough.
         solver: "auto", "cholesky", "cg" or "primal", see `BatchDDP`.
@@ -73,13 +78,13 @@ class DDPOptimizer(torch.optim.Optimizer):
         self,
         model: nn.Module,
         loss: str | Loss | Callable[[Tensor, Tensor], Tensor] = "cross_entropy",
-        lr: float = 1.0,
+        lr: float | None = None,
         *,
         metric: str = "gauss_newton",
         form: str = "proximal",
         feedback: bool | str = True,
         damping: float | str | None = None,
-        terminal_damping: float = 0.0,
+        terminal_damping: float | None = None,
         weight_decay: float = 0.0,
         line_search: bool = False,
         solver: str = "auto",
@@ -95,6 +100,10 @@ class DDPOptimizer(torch.optim.Optimizer):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}.")
+        settings = Settings(metric, statistics, decay, momentum, refresh)
+        default, untold = DEFAULTS[metric], lr is None
+        automatic = untold and damping is None
+        lr = default.lr if lr is None else lr
         for name, value in (("lr", lr), ("weight_decay", weight_decay)):
             check_number(name, value)
         if isinstance(damping, str) and damping != "adaptive":
@@ -111,10 +120,13 @@ class DDPOptimizer(torch.optim.Optimizer):
                 "Freeze those that should stay: requires_grad_(False)."
             )
         self.model, self.loss, self.names = model, loss, names
-        settings = Settings(metric, statistics, decay, momentum, refresh)
+        if automatic and form in LIMITS:
+            settings = replace(settings, limit=LIMITS[form] / lr)
         adaptive = damping == "adaptive"
-        assert metric in METRICS
-        start = DAMPING[metric] if damping is None or isinstance(damping, str) else damping
+        start = default.damping if damping is None or isinstance(damping, str) else damping
+        if terminal_damping is None:
+            saturates = isinstance(make_loss(loss), CrossEntropy | BinaryCrossEntropy)
+            terminal_damping = TERMINAL_DAMPING if automatic and saturates else 0.0
         self.solver = BatchDDP(
             metric=settings,
             form=form,
@@ -124,7 +136,8 @@ class DDPOptimizer(torch.optim.Optimizer):
             terminal_damping=terminal_damping,
             linear_solver=solver,
             mini_batch=not (line_search or full_batch),
-            trials=8 if line_search else 1,
+            rise=default.rise if automatic or (untold and adaptive) else None,
+            trials=8 if line_search else 6 if untold else 1,
         )
         self.batch_norm, self.dropout = batch_norm, dropout
         self.group = None
