@@ -21,7 +21,7 @@ from ocp_nn.defaults import DEFAULTS, LIMITS, TERMINAL_DAMPING
 from ocp_nn.divergence import DivergedError, Watch, grown
 from ocp_nn.function_space import FunctionSpace
 from ocp_nn.losses import BinaryCrossEntropy, CrossEntropy, Loss, make_loss
-from ocp_nn.shards import agreed, check_spread, spread_weights
+from ocp_nn.shards import agreed, check_spread, spread_weights, summed
 from ocp_nn.statistics import Memory, Settings
 
 KEY = "ddp"  # of what is ours in a state_dict
@@ -144,6 +144,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         if process_group is not None:
             self.group = group_of("process_group", process_group)
         self.rank = 0 if self.group is None else self.group.rank()
+        self.total = None if self.group is None else summed(self.group)
         if self.group is not None:
             spread_weights(model, self.group)
         self.modules = list(model.modules())
@@ -208,7 +209,9 @@ class DDPOptimizer(torch.optim.Optimizer):
             fault = memory.fault if isinstance(memory, Memory) else ""
             raise DivergedError(self.steps, fault or "the loss or its derivatives")
         if self.batch_norms:
-            engine.network.update_running_statistics(engine.inputs, [u[0] for u in state.us])
+            engine.network.update_running_statistics(
+                engine.inputs, [u[0] for u in state.us], self.total
+            )
         self.solver_state = after
         self.write(after)
         return loss if value is None else value
@@ -259,17 +262,27 @@ class DDPOptimizer(torch.optim.Optimizer):
                 check_spread(self.problem)
                 cost = replace(self.problem.cost, group=self.group)
                 self.problem = self.problem.replace(cost=cost)
+                self.freeze(self.problem)
             self._shape, self.places = shape, places_of(self.problem, self.model)
             self.batch_norms = any(isinstance(m, _BatchNorm) and m.training for m in self.modules)
-        elif self.same(versions) and self.dropout is None:
+        elif self.same(versions) and self.dropout is None and not self.frozen:
             return self.problem
         else:
             self.problem = with_data(self.problem, inputs, targets, seed=self.seed())
-            if self.batch_norms and self.batch_norm == "frozen":
-                network = network_of(self.problem)
-                network.freeze(samples_of(self.problem)[0], network.pack())
+            if self.frozen:
+                self.freeze(self.problem)
         self._given, self._versions = given, versions  # kept alive: an id is not used again
         return self.problem
+
+    @property
+    def frozen(self) -> bool:
+        """Whether batch norms take the statistics of each batch as constants."""
+        return self.batch_norms and self.batch_norm == "frozen"
+
+    def freeze(self, problem: Problem) -> None:
+        """Statistics of this batch, of the samples of all processes."""
+        network = network_of(problem)
+        network.freeze(samples_of(problem)[0], network.pack(), self.total)
 
     def same(self, versions: tuple[tuple[int, int], ...]) -> bool:
         """Whether the data are those of before, in every process."""
