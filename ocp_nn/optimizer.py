@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
@@ -98,8 +98,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         dropout: int | None = None,
         process_group: Any = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}.")
+        model = plain_module(model)
         settings = Settings(metric, statistics, decay, momentum, refresh)
         default, untold = DEFAULTS[metric], lr is None
         automatic = untold and damping is None
@@ -114,6 +113,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         super().__init__(
             list(names) if params is None else params, {"lr": lr, "weight_decay": weight_decay}
         )
+        self.check_members(names)
         if missing := sorted(names[p] for p in names.keys() - set(self.parameters())):
             raise ValueError(
                 f"params lacks {missing}: every trainable parameter of the model is a control. "
@@ -160,6 +160,38 @@ class DDPOptimizer(torch.optim.Optimizer):
         self._written: tuple[int, ...] = ()
         self._rates: tuple[float, ...] = ()
 
+    def check_members(self, names: Mapping[Any, str]) -> None:
+        """Groups hold trainable parameters of the model and nothing else."""
+        for i, group in enumerate(self.param_groups):
+            if foreign := [tuple(p.shape) for p in group["params"] if p not in names]:
+                raise ValueError(
+                    f"group {i} of params has tensors of shape {foreign}, which are no trainable "
+                    "parameters of the model."
+                )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's: for parameters of the model that were frozen before.
+
+        Raises:
+            ValueError: they are none.
+        """
+        super().add_param_group(param_group)
+        if hasattr(self, "names"):  # torch calls this while it is constructed
+            names = {p: n for n, p in self.model.named_parameters() if p.requires_grad}
+            try:
+                self.check_members(self.names | names)
+            except ValueError:
+                self.param_groups.pop()
+                raise
+            self.names = self.names | names
+            self._rates = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            "a DDPOptimizer is not copied or pickled: make one of the copied model and give it the "
+            "state_dict() of this one."
+        )
+
     def parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
@@ -167,7 +199,7 @@ class DDPOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(  # type: ignore[override]
         self,
-        inputs: Inputs | Callable[[], Any],
+        inputs: Inputs | Callable[[], Any] | None = None,
         targets: Tensor | None = None,
         closure: Callable[[], Tensor] | None = None,
     ) -> Tensor:
@@ -192,7 +224,8 @@ class DDPOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
-        assert not callable(inputs)
+        assert inputs is not None and not callable(inputs)
+        check_precision(next(iter(self.names)))
         problem = self.prepared(inputs, targets)
         solver = self.solver_now()
         state = solver.current(problem, self.begin(problem, solver))
@@ -250,6 +283,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         versions = tuple((id(v), v._version) for v in given if isinstance(v, Tensor))
         shape = (
             tuple(m.training for m in self.modules),
+            self.trained(),
             tuple((v.shape[1:], v.dtype, v.device) for v in given if isinstance(v, Tensor)),
             self.decays(),
         )
@@ -263,6 +297,8 @@ class DDPOptimizer(torch.optim.Optimizer):
                 cost = replace(self.problem.cost, group=self.group)
                 self.problem = self.problem.replace(cost=cost)
                 self.freeze(self.problem)
+            if self._shape and self._shape[1] != shape[1]:  # other weights, or other numbers
+                self.solver_state, self._restored, self._rates = None, None, ()
             self._shape, self.places = shape, places_of(self.problem, self.model)
             self.batch_norms = any(isinstance(m, _BatchNorm) and m.training for m in self.modules)
         elif self.same(versions) and self.dropout is None and not self.frozen:
@@ -283,6 +319,21 @@ class DDPOptimizer(torch.optim.Optimizer):
         """Statistics of this batch, of the samples of all processes."""
         network = network_of(problem)
         network.freeze(samples_of(problem)[0], network.pack(), self.total)
+
+    def trained(self) -> tuple[Any, ...]:
+        """Which parameters are controls now, of what kind.
+
+        Raises:
+            ValueError: one that is in no group.
+        """
+        trainable = {p: n for n, p in self.model.named_parameters() if p.requires_grad}
+        if new := sorted(trainable[p] for p in trainable.keys() - self.names.keys()):
+            raise ValueError(
+                f"{new} train since requires_grad_(True), but are in no group: "
+                "optimizer.add_param_group({'params': ...})."
+            )
+        first = next(iter(self.names))
+        return tuple(trainable.values()), first.dtype, first.device
 
     def same(self, versions: tuple[tuple[int, int], ...]) -> bool:
         """Whether the data are those of before, in every process."""
@@ -356,6 +407,7 @@ class DDPOptimizer(torch.optim.Optimizer):
             (self.names[p], float(group["weight_decay"]))
             for group in self.param_groups
             for p in group["params"]
+            if p.requires_grad
         )
 
     @property
@@ -419,7 +471,10 @@ def from_closure(closure: Any) -> tuple[Any, Tensor]:
         TypeError: it is no closure, or returns something else.
     """
     if not callable(closure):
-        raise TypeError("step needs inputs and targets: optimizer.step(inputs, targets).")
+        raise TypeError(
+            "step needs inputs and targets: optimizer.step(inputs, targets). It differentiates the "
+            "network itself: no loss.backward(), no GradScaler."
+        )
     data = closure()
     if not isinstance(data, Sequence) or len(data) != 2 or not isinstance(data[1], Tensor):
         raise TypeError(
@@ -434,3 +489,29 @@ def check_number(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, got {value!r}.")
     if not 0 <= value < float("inf") or (name == "lr" and value == 0):
         raise ValueError(f"{name} must be {'> 0' if name == 'lr' else '>= 0'}, got {value}.")
+
+
+def plain_module(model: Any) -> nn.Module:
+    """The module itself, where torch.compile has wrapped it.
+
+    Raises:
+        TypeError: no module, or one that spreads batches in its own way.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}.")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise TypeError(
+            f"model is wrapped in {type(model).__name__}: give model.module, and process_group= "
+            "for several processes."
+        )
+    inner = getattr(model, "_orig_mod", model)
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def check_precision(like: Tensor) -> None:
+    if torch.is_autocast_enabled(like.device.type):
+        raise TypeError(
+            "step was called under torch.autocast: curvature needs the full precision of the "
+            "weights. Call it outside."
+        )
