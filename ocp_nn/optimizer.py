@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ocp.problem import Problem, Stages
+from ocp.problem import Problem
 from ocp.processes import group_of
 from ocp.solution import Status
 from ocp.solvers.loop import State
+from ocp_nn.arguments import check_number, check_precision, from_closure, plain_module
 from ocp_nn.batch_ddp import BatchDDP
 from ocp_nn.compile import Inputs, compile, network_of, samples_of, with_data
+from ocp_nn.course import Course
 from ocp_nn.defaults import DEFAULTS, LIMITS, TERMINAL_DAMPING
-from ocp_nn.divergence import DivergedError, Watch, grown
-from ocp_nn.function_space import FunctionSpace
+from ocp_nn.divergence import DivergedError
 from ocp_nn.losses import BinaryCrossEntropy, CrossEntropy, Loss, make_loss
 from ocp_nn.shards import agreed, check_spread, spread_weights, summed
 from ocp_nn.statistics import Memory, Settings
 
 KEY = "ddp"  # of what is ours in a state_dict
-
-
-class Good(NamedTuple):
-    """Weights that gave a good loss, and what else the step from them needs."""
-
-    step: int
-    us: Stages
-    memory: Any
-    damping: Tensor
-    buffers: list[Tensor]  # where batch norm writes to them
 
 
 class DDPOptimizer(torch.optim.Optimizer):
@@ -149,7 +140,7 @@ class DDPOptimizer(torch.optim.Optimizer):
             spread_weights(model, self.group)
         self.modules = list(model.modules())
         self.steps, self.batch_norms = 0, False
-        self.watch, self.good = Watch(), Good(0, [], None, torch.zeros(1), [])
+        self.course = Course(model)
         self.problem: Problem | None = None
         self.solver_state: State | None = None
         self.places: list[tuple[Tensor, int, int, int]] = []
@@ -255,26 +246,12 @@ class DDPOptimizer(torch.optim.Optimizer):
         Raises:
             DivergedError: it was.
         """
-        watch, good, engine = self.watch, self.good, cast(FunctionSpace, state.engine)
-        if watch.reference == 0:
-            outputs = state.xs[-1].view(engine.samples, -1)
-            watch.start(loss, float(engine.loss(torch.zeros_like(outputs))))
-        if watch.good(loss):
-            buffers = [b.clone() for b in self.model.buffers()] if self.batch_norms else []
-            self.good = Good(self.steps, state.us, state.memory, state.damping, buffers)
-        if not watch.diverged(loss):
+        verdict = self.course.look(self.steps, loss, state, self.batch_norms)
+        if verdict is None:
             return
-        fault, kept = watch.words(loss), "the weights of before the step"
-        if len(good.us) == len(state.us):
-            names = [stage.name for stage in engine.network.stages]
-            fault += f"; {grown(names, [u[0] for u in state.us], [u[0] for u in good.us])}"
-            state = state._replace(us=good.us, memory=good.memory, damping=good.damping)
-            self.write(state)
-            for buffer, value in zip(self.model.buffers(), good.buffers, strict=False):
-                buffer.copy_(value)
-            kept = f"those of before step {good.step}, the last good ones"
-        self.solver_state, self._written, watch.high = state, (), 0
-        raise DivergedError(self.steps, fault, kept)
+        self.write(verdict.state)
+        self.solver_state, self._written = verdict.state, ()
+        raise DivergedError(self.steps, verdict.fault, verdict.kept)
 
     # -- what a step starts from -----------------------------------------------------------------
     def prepared(self, inputs: Inputs, targets: Tensor) -> Problem:
@@ -419,7 +396,7 @@ class DDPOptimizer(torch.optim.Optimizer):
     # -- checkpoints -----------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         """Groups as torch has them, and under "ddp" what a step needs of the steps before."""
-        own: dict[str, Any] = {"steps": self.steps, "reference": self.watch.reference}
+        own: dict[str, Any] = {"steps": self.steps, "reference": self.course.watch.reference}
         if self.solver_state is not None:
             memory = self.solver_state.memory
             own["damping"] = float(self.solver_state.damping)
@@ -442,7 +419,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         super().load_state_dict({k: v for k, v in state_dict.items() if k != KEY})
         own = deepcopy(state_dict[KEY])
         self.steps, self.solver_state = own.pop("steps"), None
-        self.watch.reference, self.watch.high = own.pop("reference"), 0
+        self.course.watch.reference, self.course.watch.high = own.pop("reference"), 0
         self._restored, self._rates = own, ()
 
 
@@ -462,56 +439,3 @@ def places_of(problem: Problem, model: nn.Module) -> list[tuple[Tensor, int, int
         for t, stage in enumerate(network_of(problem).stages)
         for p in stage.parameters
     ]
-
-
-def from_closure(closure: Any) -> tuple[Any, Tensor]:
-    """The batch that a closure returns.
-
-    Raises:
-        TypeError: it is no closure, or returns something else.
-    """
-    if not callable(closure):
-        raise TypeError(
-            "step needs inputs and targets: optimizer.step(inputs, targets). It differentiates the "
-            "network itself: no loss.backward(), no GradScaler."
-        )
-    data = closure()
-    if not isinstance(data, Sequence) or len(data) != 2 or not isinstance(data[1], Tensor):
-        raise TypeError(
-            "step(closure): the closure must return (inputs, targets), not a loss: a step of DDP "
-            "evaluates the network itself, stage by stage."
-        )
-    return data[0], data[1]
-
-
-def check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, float | int):
-        raise TypeError(f"{name} must be a number, got {value!r}.")
-    if not 0 <= value < float("inf") or (name == "lr" and value == 0):
-        raise ValueError(f"{name} must be {'> 0' if name == 'lr' else '>= 0'}, got {value}.")
-
-
-def plain_module(model: Any) -> nn.Module:
-    """The module itself, where torch.compile has wrapped it.
-
-    Raises:
-        TypeError: no module, or one that spreads batches in its own way.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}.")
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise TypeError(
-            f"model is wrapped in {type(model).__name__}: give model.module, and process_group= "
-            "for several processes."
-        )
-    inner = getattr(model, "_orig_mod", model)
-    assert isinstance(inner, nn.Module)
-    return inner
-
-
-def check_precision(like: Tensor) -> None:
-    if torch.is_autocast_enabled(like.device.type):
-        raise TypeError(
-            "step was called under torch.autocast: curvature needs the full precision of the "
-            "weights. Call it outside."
-        )
