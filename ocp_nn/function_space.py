@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ocp.engines.base import Trials
+from ocp.engines.base import Begun, Trials
 from ocp.problem import Problem, Stages
 from ocp_nn.cost import LossCost
 from ocp_nn.cotangents import Cotangents
@@ -77,6 +77,13 @@ class FunctionSpace:
     def split(self, xs: Stages) -> list[Tensor]:
         """(1, B n) -> (B, n) for each t."""
         return [x.view(self.samples, -1) for x in xs]
+
+    def begin(self, us: Stages, xs: Stages | None = None) -> Begun:
+        """See `Begun`; activations are always rolled out, whatever is given."""
+        xs = self.rollout(us)
+        cost = self.total_cost(xs, us)
+        fine = torch.isfinite(cost) & torch.stack([torch.isfinite(x).all() for x in xs]).all()
+        return Begun(xs, us, None, torch.zeros_like(cost), cost, fine)
 
     def rollout(self, us: Stages) -> Stages:
         """Activations (1, B n), T + 1 of them, of controls (1, m)."""

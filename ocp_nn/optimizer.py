@@ -138,7 +138,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         self.total = None if self.group is None else summed(self.group)
         if self.group is not None:
             spread_weights(model, self.group)
-        self.modules = list(model.modules())
+        self.modules, self.candidates = list(model.modules()), list(model.parameters())
         self.steps, self.batch_norms = 0, False
         self.course = Course(model)
         self.problem: Problem | None = None
@@ -303,14 +303,16 @@ class DDPOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: one that is in no group.
         """
-        trainable = {p: n for n, p in self.model.named_parameters() if p.requires_grad}
-        if new := sorted(trainable[p] for p in trainable.keys() - self.names.keys()):
-            raise ValueError(
-                f"{new} train since requires_grad_(True), but are in no group: "
-                "optimizer.add_param_group({'params': ...})."
-            )
-        first = next(iter(self.names))
-        return tuple(trainable.values()), first.dtype, first.device
+        flags = tuple(p.requires_grad for p in self.candidates)
+        if not self._shape or flags != self._shape[1][0]:
+            found = self.model.named_parameters()
+            if new := sorted(n for n, p in found if p.requires_grad and p not in self.names):
+                raise ValueError(
+                    f"{new} train since requires_grad_(True), but are in no group: "
+                    "optimizer.add_param_group({'params': ...})."
+                )
+        first = self.candidates[0]
+        return flags, first.dtype, first.device
 
     def same(self, versions: tuple[tuple[int, int], ...]) -> bool:
         """Whether the data are those of before, in every process."""
