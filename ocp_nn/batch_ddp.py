@@ -19,6 +19,7 @@ from ocp.solvers.loop import Direction, Solver, State, record_of
 from ocp_nn.coordinates import paper, proximal, stagewise
 from ocp_nn.cost import LossCost
 from ocp_nn.function_space import FunctionSpace
+from ocp_nn.laid import first
 from ocp_nn.matrix_free import matrix_free
 from ocp_nn.model import Model
 from ocp_nn.policy import FunctionPolicy, Source
@@ -141,7 +142,7 @@ class BatchDDP(ILQR):
         return self.step(problem, state)
 
     def direction(self, state: State, expansion: Model) -> Direction:  # type: ignore[override]
-        """The sweep. The residual, one more product a stage, is left out for mini-batches."""
+        """The sweep. What nobody reads after a mini-batch, its promise and residual, is nan."""
         memory = state.memory if isinstance(state.memory, Memory) else Memory()
         model, kept = expansion, None
         if self.metric.kind == "adam":
@@ -149,8 +150,9 @@ class BatchDDP(ILQR):
         scales = self.scales(state.engine, model)
         maker = Maker(self.metric, model, memory, scales, float(state.damping), kept)
         source = self.sweep_of(model, maker)
-        decrease = source.decrease.reshape(1)
-        residual = torch.full_like(decrease, torch.inf)
+        decrease = residual = torch.full_like(state.cost, torch.nan)
+        if self.adaptive or not self.mini_batch:
+            decrease = source.decrease.reshape(1)
         if not self.mini_batch:
             residual = torch.stack([model.gradient(t).abs().amax() for t in model.active]).amax()[
                 None
@@ -206,7 +208,7 @@ class BatchDDP(ILQR):
             elif own:
                 values = (float(decay),) * len(sizes)
             if own and cost.regulariser is not None and sizes:
-                extra = cost.control_diagonal(model.us[t], t)
+                extra = cost.control_diagonal(model.forms[t].close(model.us[t]), t)
             scales.append(Scale(lr, sizes, values, extra))
         if cost.regulariser is None:
             known.clear()  # one learning rate at a time
@@ -288,8 +290,8 @@ class BatchDDP(ILQR):
         if self.adaptive and isinstance(memory, Memory):
             memory = replace(memory, previous=(list(state.us), float(decision.expected)))
         return state._replace(
-            xs=[x[0] for x in trials.xs],
-            us=[u[0] for u in trials.us],
+            xs=first(trials.xs),  # type: ignore[arg-type]
+            us=first(trials.us),  # type: ignore[arg-type]
             cost=trials.cost[0],
             status=decision.status,
             iterations=decision.iterations,

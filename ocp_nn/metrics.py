@@ -9,6 +9,7 @@ matrix acts on is x with a 1 appended.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -43,6 +44,11 @@ class Isotropic:
     values: tuple[float, ...]
     sizes: tuple[int, ...]
     like: Tensor
+
+    @cached_property
+    def of_bias(self) -> Tensor:
+        """p of the bias: (1, 1)."""
+        return self.like.new_full((1, 1), self.values[1])
 
     def apply(self, g: Tensor) -> Tensor:
         if len(set(self.values)) == 1:
@@ -98,11 +104,14 @@ class Kronecker:
     scale: float
     has_bias: bool
 
-    def apply(self, g: Tensor) -> Tensor:
-        G = as_matrix(g, self.left.shape[0], self.has_bias)
+    def matrix(self, G: Tensor) -> Tensor:
+        """P G for a gradient as a matrix (n', n + 1)."""
         G = torch.cholesky_solve(G, self.left)
-        G = torch.cholesky_solve(G.mT, self.right).mT
-        return as_vector(self.scale * G, self.has_bias)
+        return self.scale * torch.cholesky_solve(G.mT, self.right).mT
+
+    def apply(self, g: Tensor) -> Tensor:
+        G = self.matrix(as_matrix(g, self.left.shape[0], self.has_bias))
+        return as_vector(G, self.has_bias)
 
     def step(self, u: Tensor, g: Tensor) -> Tensor:
         return u - self.apply(g)
@@ -137,15 +146,18 @@ class Eigenbasis:
     has_bias: bool
     rotated: Tensor | None = None
 
-    def step_along(self, u: Tensor, V: Tensor) -> Tensor:
-        """u - P g for the gradient ``g = V' X``, from X W: one product with W less."""
+    def along(self, V: Tensor) -> Tensor:
+        """P G for the gradient ``G = V' X``, from X W: one product with W less."""
         assert self.rotated is not None
         inner = (V @ self.left).mT @ self.rotated
-        return u - as_vector(self.left @ (self.p * inner) @ self.right.mT, self.has_bias)
+        return self.left @ (self.p * inner) @ self.right.mT
+
+    def matrix(self, G: Tensor) -> Tensor:
+        """P G for a gradient as a matrix (n', n + 1)."""
+        return self.left @ (self.p * (self.left.mT @ G @ self.right)) @ self.right.mT
 
     def apply(self, g: Tensor) -> Tensor:
-        G = as_matrix(g, self.left.shape[0], self.has_bias)
-        G = self.left @ (self.p * (self.left.mT @ G @ self.right)) @ self.right.mT
+        G = self.matrix(as_matrix(g, self.left.shape[0], self.has_bias))
         return as_vector(G, self.has_bias)
 
     def step(self, u: Tensor, g: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ class Maker:
         return replace(self.memory, steps=self.memory.steps + 1, stages=self.new or None)
 
     def __call__(self, t: int, value_gradient: Callable[[], Tensor]) -> Metric:
-        kind, scale, u = self.settings.kind, self.scales[t], self.model.us[t]
+        kind, scale, u = self.settings.kind, self.scales[t], self.model.rho
         if kind == "gauss_newton":
             return scale.constant(self.damping, u)
         if kind == "sgd":
