@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -135,6 +136,9 @@ class BatchDDP(ILQR):
             memory=replace(memory, gain=gain, previous=None),
         )
 
+    def step_sizes(self, like: Tensor) -> Tensor:
+        return sizes_of(self.trials, like.dtype, like.device)
+
     def step(self, problem: Problem, state: State) -> State:
         return Solver.step(self, problem, state)
 
@@ -218,7 +222,7 @@ class BatchDDP(ILQR):
     def record(  # type: ignore[override]
         self, state: State, expansion: Model, direction: Direction, trials: Trials
     ) -> Record:
-        tried = torch.isfinite(trials.cost)
+        tried = trials.cost.abs() < torch.inf
         fine = tried[0] if self.mini_batch else torch.isfinite(state.cost + direction.slope)
         return record_of(state, direction, trials, fine, tried)
 
@@ -243,7 +247,7 @@ class BatchDDP(ILQR):
             choice=record.weak,
             accepted=fine,
             step_size=step_sizes,
-            expected=-record.slope / 2,
+            expected=-record.slope / 2 if self.adaptive else record.slope,
             decrease=record.cost - record.trial_cost[0],
             damping=record.damping,
             penalty=record.penalty,
@@ -339,6 +343,12 @@ class BatchDDP(ILQR):
             engine=engine.name,
             problem_name=problem.name,
         )
+
+
+@functools.lru_cache(maxsize=16)
+def sizes_of(trials: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """1, 1/2, ...: (A,)."""
+    return 0.5 ** torch.arange(trials, dtype=dtype, device=device)
 
 
 def locate(state: State, trials: Trials) -> str:

@@ -169,8 +169,12 @@ def paper(model: Model, metric_of: MetricOf, feedback: bool) -> Paper:
         Cs[t], zs[t] = C or identity, z
         if t == first:  # nothing deviates there, and nobody asks for z before it
             break
-        gamma, l = model.kernel(t, metric), Linear(model).absorb(t, metric)
-        moved = gamma @ z if l is None else torch.addmv(l, gamma, z)
+        gamma = model.kernel(t, metric)
+        moved, l = gamma @ z, None
+        if model.linear[t] is not None:
+            l = Linear(model).absorb(t, metric)
+        if l is not None:
+            moved = moved + l
         z = z - Cs[t](moved)
         C = less_by(C, gamma) if as_products else Formed(C, gamma)
     return Paper(model, metrics, Cs, zs, torch.isfinite(z @ z), feedback)

@@ -184,7 +184,8 @@ class LinearForm(Form):
         return F.linear(X, u.W, u.b)
 
     def pull(self, X: Tensor, after: Tensor, u: Weights, Y: Cotangents) -> Cotangents:
-        return Cotangents(Y.rows @ u.W, Y.coupled)
+        B, k, n = Y.rows.shape
+        return Cotangents(torch.mm(Y.rows.reshape(B * k, n), u.W).view(B, k, -1), Y.coupled)
 
     def pull_one(self, X: Tensor, after: Tensor, u: Weights, V: Tensor) -> Tensor:
         return V @ u.W
@@ -271,12 +272,12 @@ class PointwiseForm(Form):
         return V * self.slope(X)
 
 
-BACKWARD: dict[tuple[str, ...], Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    ("Tanh",): lambda V, x, y: torch.ops.aten.tanh_backward(V, y),
-    ("Sigmoid",): lambda V, x, y: torch.ops.aten.sigmoid_backward(V, y),
-    ("ReLU",): lambda V, x, y: torch.ops.aten.threshold_backward(V, y, 0),
+BACKWARD: dict[tuple[str, ...], Callable[[Tensor, Tensor], Tensor]] = {
+    ("Tanh",): torch.ops.aten.tanh_backward.default,
+    ("Sigmoid",): torch.ops.aten.sigmoid_backward.default,
+    ("ReLU",): lambda V, y: torch.ops.aten.threshold_backward.default(V, y, 0),
 }
-"""Product of a cotangent with the derivative, from argument and value: one kernel each."""
+"""Product of a cotangent with the derivative, from the activation's value: one kernel each."""
 
 FORWARD: dict[tuple[str, ...], Callable[[Tensor], Tensor]] = {
     ("Tanh",): torch.tanh,
@@ -297,10 +298,10 @@ class PlainForm(PointwiseForm):
         return self.function(X)
 
     def pull(self, X: Tensor, after: Tensor, u: Control, Y: Cotangents) -> Cotangents:
-        return Cotangents(self.backward(Y.rows, X[:, None], after[:, None]), Y.coupled)
+        return Cotangents(self.backward(Y.rows, after.unsqueeze(1)), Y.coupled)
 
     def pull_one(self, X: Tensor, after: Tensor, u: Control, V: Tensor) -> Tensor:
-        return self.backward(V, X, after)
+        return self.backward(V, after)
 
 
 def form_of(stage: Any) -> Form:

@@ -113,6 +113,8 @@ class FunctionSpace:
     def loss(self, outputs: Tensor) -> Tensor:
         """Mean loss of all samples, from the outputs (B, c) of those here: ()."""
         mean, B = mean_loss(self.cost.loss, outputs, self.target), outputs.shape[0]
+        if self.shards is WHOLE:
+            return mean
         return self.shards.sum(mean * (B / self.shards.count(B)))
 
     def gaps(self, xs: Stages, us: Stages) -> Stages:
@@ -139,10 +141,10 @@ class FunctionSpace:
     def loss_model(self, outputs: Tensor) -> tuple[Cotangents, Tensor, Tensor | None]:
         """Y_T, rho and remainder of the mean loss at outputs (B, c), of the samples here."""
         loss, B = self.cost.loss, self.shards.count(outputs.shape[0])
-        rows, rho = factor_and_residual(loss, outputs, self.target, self.terminal_damping)
-        rows = rows * B**-0.5
+        eps = self.terminal_damping
+        rows, rho = factor_and_residual(loss, outputs, self.target, eps, B**-0.5)
         if rho is not None:
-            return Cotangents(rows), rho.reshape(-1) * B**-0.5, None
+            return Cotangents(rows), rho.reshape(-1), None
         g = loss.gradient(outputs, self.target)
         return Cotangents(rows), g.new_zeros(rows.shape[0] * rows.shape[1]), g / B
 

@@ -65,10 +65,10 @@ def product_kernel(Y: Cotangents, Z: Tensor, K: Tensor) -> Tensor:
     if Y.coupled:
         KZ = (K @ Z.reshape(B, k * n)).view(B, k, n)
         return Y.rows.movedim(1, 0).reshape(k, B * n) @ KZ.movedim(1, 0).reshape(k, B * n).mT
-    inner = Y.rows.reshape(B * k, n) @ Z.reshape(B * k, n).t()
     # Columns repeated first: a broadcast over the last axis would be a loop of k numbers.
-    columns = K.index_select(1, repeats(B, k, K.device))
-    inner.view(B, k, B * k).mul_(columns[:, None])
+    columns = K.index_select(1, repeats(B, k, K.device)).unsqueeze(1)
+    inner = torch.mm(Y.rows.reshape(B * k, n), Z.reshape(B * k, n).t())
+    inner.view(B, k, B * k).mul_(columns)
     return inner
 
 

@@ -28,26 +28,28 @@ def mean_loss(loss: Loss, outputs: Tensor, target: Tensor) -> Tensor:
 
 
 def factor_and_residual(
-    loss: Loss, outputs: Tensor, target: Tensor, damping: float = 0.0
+    loss: Loss, outputs: Tensor, target: Tensor, damping: float, scale: float
 ) -> tuple[Tensor, Tensor | None]:
-    """Y' (B, k, c) and rho (B, k), or None, of each sample's loss.
+    """``scale Y'`` (B, k, c) and ``scale rho`` (B, k), or None, of each sample's loss.
 
     Y Y' is the Hessian in the outputs plus ``damping I``, and ``Y rho`` the gradient.
     """
     if plain_softmax(loss, target):
         if damping > 0:
-            return damped_softmax(outputs, target, damping)
-        return softmax_model(outputs, target)
+            return damped_softmax(outputs, target, damping, scale)
+        return softmax_model(outputs, target, scale)
     Y = loss.factor(outputs, target)
     if damping == 0:
-        return Y.mT.contiguous(), loss.residual(outputs, target)
+        rho = loss.residual(outputs, target)
+        return scale * Y.mT.contiguous(), None if rho is None else scale * rho
     eye = torch.eye(Y.shape[1], dtype=Y.dtype, device=Y.device)
     L = torch.linalg.cholesky(Y @ Y.mT + damping * eye)
-    g = loss.gradient(outputs, target)
-    return L.mT.contiguous(), torch.linalg.solve_triangular(L, g[..., None], upper=False)[..., 0]
+    g = scale * loss.gradient(outputs, target)
+    rho = torch.linalg.solve_triangular(L, g[..., None], upper=False)[..., 0]
+    return scale * L.mT.contiguous(), rho
 
 
-def softmax_model(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def softmax_model(logits: Tensor, target: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """`CrossEntropy.factor`, transposed, and `residual` for class numbers, in one go.
 
     Rows ``v_k (delta_kc - w_c v_k / (1 + v_j))`` for the classes k other than the likeliest, j.
@@ -61,10 +63,13 @@ def softmax_model(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     rows = tail[:, :, None] * weight[:, None]
     rows.scatter_add_(2, others[..., None], v_k[..., None])
     at_label = (others == label) / v.gather(1, label)
-    return rows, tail.addcmul(tail, (j == label) / v_j).add_(at_label).neg_()
+    rho = tail.addcmul(tail, (j == label) / v_j).add_(at_label)
+    return rows.mul_(scale), rho.mul_(-scale)
 
 
-def damped_softmax(logits: Tensor, target: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+def damped_softmax(
+    logits: Tensor, target: Tensor, damping: float, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """A factor of ``diag(p) - p p' + eps I`` and the residual, for class numbers.
 
     With ``d = p + eps`` and ``w = p / sqrt(d)`` the matrix is ``diag(sqrt d) (I - w w')
@@ -83,7 +88,8 @@ def damped_softmax(logits: Tensor, target: Tensor, damping: float) -> tuple[Tens
     rows.addcmul_((w / (1 + s))[:, :, None], p[:, None], value=-1)
     along = (damping / d.gather(1, label) - square) / (s + square)
     at_label = -1 / root.gather(1, label)
-    return rows, (w + w * along).scatter_add_(1, label, at_label)
+    rho = (w + w * along).scatter_add_(1, label, at_label)
+    return rows.mul_(scale), rho.mul_(scale)
 
 
 @functools.lru_cache(maxsize=64)

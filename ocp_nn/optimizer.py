@@ -209,7 +209,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         shape = (
             tuple(m.training for m in self.modules),
             tuple((v.shape[1:], v.dtype, v.device) for v in given if isinstance(v, Tensor)),
-            self.decays(),
+            tuple(group["weight_decay"] for group in self.param_groups),
         )
         if self.problem is None or self._shape != shape:
             self.problem = compile(

@@ -162,7 +162,8 @@ class Maker:
 
     @property
     def next_memory(self) -> Memory:
-        return replace(self.memory, steps=self.memory.steps + 1, stages=self.new or None)
+        old = self.memory
+        return Memory(old.steps + 1, self.new or None, old.previous, old.gain, old.fault)
 
     def __call__(self, t: int, value_gradient: Callable[[], Tensor]) -> Metric:
         kind, scale, u = self.settings.kind, self.scales[t], self.model.rho
