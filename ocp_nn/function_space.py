@@ -19,7 +19,7 @@ from ocp.problem import Problem, Stages
 from ocp_nn.cost import LossCost
 from ocp_nn.cotangents import Cotangents
 from ocp_nn.forms import Control, Form, form_of
-from ocp_nn.laid import Laid
+from ocp_nn.laid import Laid, Tried
 from ocp_nn.loss_models import factor_and_residual, mean_loss
 from ocp_nn.model import Model, linearise
 from ocp_nn.policy import FunctionPolicy
@@ -160,19 +160,20 @@ class FunctionSpace:
         if step_sizes.shape[0] == 1:
             new_xs, new_us = policy.follow(float(step_sizes))
             cost = self.objective(new_xs[-1], new_us).view(1, 1)
-            laid = Laid(new_xs, flat, axes=2), Laid(new_us, self.closed, axes=2)
-            return Trials(*laid, cost)  # type: ignore[arg-type]
-        rolled = [policy.follow(a) for a in step_sizes.tolist()]
-        costs = [self.objective(new_xs[-1], new_us) for new_xs, new_us in rolled]
-        along_x, along_u = (zip(*(r[i] for r in rolled), strict=True) for i in (0, 1))
-        return Trials(
-            [torch.stack(parts).view(len(rolled), 1, -1) for parts in along_x],
-            [
-                torch.stack([self.closed(t, u) for u in parts])[:, None]
-                for t, parts in enumerate(along_u)
-            ],
-            torch.stack(costs)[:, None],
-        )
+            return Trials(Tried([new_xs], flat), Tried([new_us], self.closed), cost)  # type: ignore[arg-type]
+        rolled, costs = [], []
+        for a in step_sizes.tolist():
+            new_xs, new_us = policy.follow(a)
+            rolled.append((new_xs, new_us))
+            costs.append(self.objective(new_xs[-1], new_us))
+            if policy.enough is not None and policy.enough(a, float(costs[-1])):
+                break
+        missing = len(step_sizes) - len(rolled)  # shorter steps that nobody asks for any more
+        rolled += rolled[-1:] * missing
+        costs += [torch.full_like(costs[-1], torch.inf)] * missing
+        along_x, along_u = ([r[i] for r in rolled] for i in (0, 1))
+        tried = Tried(along_x, flat), Tried(along_u, self.closed)
+        return Trials(*tried, torch.stack(costs)[:, None])  # type: ignore[arg-type]
 
     def gradient(self, model: Model) -> list[Tensor]:
         """dJ/du of each stage (1, m): H_u along the exact co-states."""

@@ -1,48 +1,65 @@
 """Trajectories as the engine works with them, and as the loop sees them.
 
-The loop knows activations as rows (1, B n) and controls as rows (1, m). The engine works with
-(B, n) and with open controls. Of the hundred views and copies a step between the two, a step of a
-mini-batch needs none: they are made where somebody looks.
+The loop knows activations as rows (1, B n) and controls as rows (1, m), with an axis of trials in
+front while it chooses. The engine works with (B, n) and with open controls. Of the hundred views
+and copies a step between the two, a step of a mini-batch needs none: they are made where somebody
+looks.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
+import torch
 from torch import Tensor
 
+Flat = Callable[[int, Any], Tensor]
+"""What the engine has of stage t -> its numbers (n,), in a tensor that nobody else changes."""
 
-class Laid(Sequence[Tensor]):
-    """A list over t of rows (1, n), made when asked for.
 
-    Args:
-        parts: what the engine has.
-        flat: part of stage t -> its numbers (n,), in a tensor that nobody else changes.
-        axes: of size 1 in front: 2 for the trials of one step size.
-    """
+class Lazy(Sequence[Tensor]):
+    """A list over t whose entries are made when asked for."""
 
-    def __init__(
-        self, parts: Sequence[Any], flat: Callable[[int, Any], Tensor], axes: int = 1
-    ) -> None:
-        self.parts, self.flat, self.axes = parts, flat, axes
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    @abstractmethod
+    def entry(self, t: int) -> Tensor: ...
 
     def __len__(self) -> int:
-        return len(self.parts)
+        return self.length
 
     @overload
     def __getitem__(self, t: int) -> Tensor: ...
     @overload
     def __getitem__(self, t: slice) -> list[Tensor]: ...
     def __getitem__(self, t: int | slice) -> Tensor | list[Tensor]:
-        if isinstance(t, slice):
-            return [self[i] for i in range(len(self))[t]]
-        index = range(len(self))[t]
-        return self.flat(index, self.parts[index]).view(*[1] * self.axes, -1)
+        index = range(self.length)[t]
+        return self.entry(index) if isinstance(index, int) else [self.entry(i) for i in index]
 
 
-def first(trials: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The trial of the first step size: (A, B, n) -> (B, n) for each t."""
-    if isinstance(trials, Laid):
-        return Laid(trials.parts, trials.flat, trials.axes - 1)
-    return [v[0] for v in trials]
+class Laid(Lazy):
+    """One trajectory: rows (1, n)."""
+
+    def __init__(self, parts: Sequence[Any], flat: Flat) -> None:
+        super().__init__(len(parts))
+        self.parts, self.flat = parts, flat
+
+    def entry(self, t: int) -> Tensor:
+        return self.flat(t, self.parts[t])[None]
+
+
+class Tried(Lazy):
+    """One trajectory for each of A step sizes: (A, 1, n)."""
+
+    def __init__(self, rolled: Sequence[Sequence[Any]], flat: Flat) -> None:
+        super().__init__(len(rolled[0]))
+        self.rolled, self.flat = rolled, flat
+
+    def entry(self, t: int) -> Tensor:
+        return torch.stack([self.flat(t, parts[t]) for parts in self.rolled])[:, None]
+
+    def trial(self, index: int) -> Laid:
+        return Laid(self.rolled[index], self.flat)

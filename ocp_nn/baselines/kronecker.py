@@ -1,4 +1,4 @@
-"""KFAC and EKFAC for Linear and Conv2d layers.
+"""KFAC and EKFAC for linear and convolutional layers.
 
 Sources: Martens & Grosse, ICML 2015 (KFAC); Grosse & Martens, ICML 2016 (convolutions); George,
 Laurent, Bouthillier, Ballas, Vincent, NeurIPS 2018 (EKFAC).
@@ -19,6 +19,7 @@ from ocp_nn.baselines.layers import (
     layers_of,
     recording,
 )
+from ocp_nn.positions import squares
 
 
 class KFAC(CurvatureOptimizer):
@@ -29,7 +30,7 @@ class KFAC(CurvatureOptimizer):
     (A + pi sqrt(damping) I)^-1`` with Martens & Grosse's pi.
 
     Args:
-        model: Linear and Conv2d layers; other trainable parameters need `rest_lr`.
+        model: Linear, Conv1d and Conv2d layers; other trainable parameters need `rest_lr`.
         loss: name, callable or `Loss`.
         lr, momentum, weight_decay: of the update; weight_decay adds to the gradient.
         damping: Tikhonov, on the Kronecker product.
@@ -189,26 +190,12 @@ class EKFAC(KFAC):
             state["s"] = torch.outer(eigenvalues_G, eigenvalues_A).clamp_min_(0)
         a, g = layer.inputs @ state["U_A"], g @ state["U_G"]
         keep = min(group["decay"], 1 - 1 / state["step"])
-        running(state, "s", squares(a, g), keep)
+        running(state, "s", squares(a, g) / len(a), keep)
 
     def precondition(self, layer: Layer, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[layer.weight]
         rotated = state["U_G"].mT @ gradient @ state["U_A"]
         return state["U_G"] @ (rotated / (state["s"] + group["damping"])) @ state["U_A"].mT
-
-
-def squares(a: Tensor, g: Tensor) -> Tensor:
-    """Mean over samples, sum over k, of the squared gradients ``sum_l g_l a_l'``.
-
-    a (B, L, n_in), g (k, B, L, n_out) -> (n_out, n_in).
-    """
-    samples, positions = a.shape[:2]
-    if positions == 1:
-        return g.square().sum(dim=0)[:, 0].mT @ a[:, 0].square() / samples
-    total = a.new_zeros(g.shape[-1], a.shape[-1])
-    for column in g:
-        total += (column.mT @ a).square().sum(dim=0)
-    return total / samples
 
 
 def running(state: dict[str, Any], name: str, value: Tensor, keep: float) -> None:
