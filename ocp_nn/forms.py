@@ -172,10 +172,7 @@ class LinearForm(Form):
                 return Weights(W, None)
             return Weights(W, torch.sub(u.b, V.sum(dim=0), alpha=metric.values[1]))
         if isinstance(metric, Kronecker | Eigenbasis):
-            if isinstance(metric, Eigenbasis) and metric.rotated is not None:
-                G = metric.along(V)
-            else:
-                G = metric.matrix(V.t() @ with_one(X, self.has_bias))
+            G = metric.along(X, V)
             if u.b is None:
                 return Weights(u.W - G, None)
             return Weights(u.W - G[:, :-1], u.b - G[:, -1])

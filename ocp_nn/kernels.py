@@ -41,7 +41,7 @@ def linear_kernel(X: Tensor, Y: Cotangents, metric: Metric, outputs: int, has_bi
         return product_kernel(Y, Y.rows, activation_kernel(X, metric, has_bias))
     if isinstance(metric, Kronecker):
         Z = metric.left_inverse(Y.rows.flatten(0, 1)).view_as(Y.rows)
-        return product_kernel(Y, Z, metric.right_inner(with_one(X, has_bias)))
+        return product_kernel(Y, Z, metric.right_inner(X))
     X = with_one(X, has_bias)
     if isinstance(metric, Eigenbasis):
         rotated = Cotangents(Y.rows @ metric.left, Y.coupled)

@@ -8,7 +8,7 @@ matrix acts on is x with a 1 appended.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -113,6 +113,7 @@ class Kronecker:
     right: Tensor
     scale: float
     has_bias: bool
+    kept: dict[str, Tensor] = field(default_factory=dict, compare=False)
 
     def matrix(self, G: Tensor) -> Tensor:
         """P G for a gradient as a matrix (n', n + 1)."""
@@ -130,13 +131,27 @@ class Kronecker:
         """Rows y -> L^{-1} y, (N, n'), scaled."""
         return self.scale * torch.cholesky_solve(Y.mT, self.left).mT
 
+    def halves(self, X: Tensor) -> Tensor:
+        """``L_R^{-1} X'`` of activations X (B, n [+ 1]); kept for the step along the same X."""
+        if "X" not in self.kept or self.kept["X"] is not X:
+            half = torch.linalg.solve_triangular(
+                self.right, with_one(X, self.has_bias).mT, upper=False
+            )
+            self.kept.update(X=X, half=half)
+        return self.kept["half"]
+
     def right_inner(self, X: Tensor) -> Tensor:
-        """``x_i' R^{-1} x_j`` of activations (B, n [+ 1]): (B, B)."""
-        half = torch.linalg.solve_triangular(self.right, X.mT, upper=False)
+        """``x_i' R^{-1} x_j`` of activations (B, n): (B, B)."""
+        half = self.halves(X)
         return half.mT @ half
 
+    def along(self, X: Tensor, V: Tensor) -> Tensor:
+        """P G for the gradient ``G = V' [X 1]``: B right sides for R instead of n'."""
+        solved = torch.linalg.solve_triangular(self.right.mT, self.halves(X), upper=True)
+        return self.scale * torch.cholesky_solve((solved @ V).mT, self.left)
+
     def shortened(self, factor: float) -> Kronecker:
-        return replace(self, scale=factor * self.scale)
+        return Kronecker(self.left, self.right, factor * self.scale, self.has_bias, self.kept)
 
     def dense(self) -> Tensor:
         D = torch.kron(self.left @ self.left.mT, self.right @ self.right.mT) / self.scale
@@ -159,9 +174,10 @@ class Eigenbasis:
     has_bias: bool
     rotated: Tensor | None = None
 
-    def along(self, V: Tensor) -> Tensor:
-        """P G for the gradient ``G = V' X``, from X W: one product with W less."""
-        assert self.rotated is not None
+    def along(self, X: Tensor, V: Tensor) -> Tensor:
+        """P G for the gradient ``G = V' [X 1]``, from X W: one product with W less."""
+        if self.rotated is None:
+            return self.matrix(V.mT @ with_one(X, self.has_bias))
         inner = (V @ self.left).mT @ self.rotated
         return self.left @ (self.p * inner) @ self.right.mT
 
