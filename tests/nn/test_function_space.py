@@ -9,7 +9,6 @@ import torch
 from layer_table import GRAPHS, LAYERS, compiled
 from torch import Tensor, nn
 from torch.func import jacrev
-from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import F64
 
 import ocp
@@ -343,39 +342,7 @@ def test_conjugate_gradients_solve_and_start_warm():
     assert conjugate_gradients(lambda v: A @ v, b, None, 1e-12, 3)[1] == 3
 
 
-# -- size ------------------------------------------------------------------------------------------
-class Largest(TorchDispatchMode):
-    """The largest tensor that any operation returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for value in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(value, Tensor):
-                storage = value.untyped_storage().nbytes() // max(1, value.element_size())
-                self.numel = max(self.numel, min(value.numel(), storage))
-        return out
-
-
-@pytest.mark.parametrize(("B", "classes"), [(128, 10), (16, 100)])
-def test_large_batches_and_many_classes_form_nothing_of_size_r_by_r_or_m(B, classes):
-    """r = 1152 and 1584: no (r, r) matrix, none of (m, m) or (r, m)."""
-    torch.manual_seed(0)
-    layers = nn.Linear(40, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, classes)
-    x, y = torch.randn(B, 40), torch.randint(0, classes, (B,))
-    problem = ocp_nn.compile(nn.Sequential(*layers), "cross_entropy", x, y)
-    solver = BatchDDP(damping=1.0, mini_batch=True)
-    state = solver.init(problem, ocp_nn.initial_controls(problem))
-    with Largest() as largest:
-        after = solver.step(problem, state)
-    k = classes - 1
-    assert largest.numel <= B * k * max(classes, 40) < (B * k) ** 2 / 10
-    assert after.cost < state.cost
-
-
+# -- the interface ---------------------------------------------------------------------------------
 def test_a_metric_is_asked_for_once_a_stage_in_reverse():
     problem = problem_of("mse", 3)
     solver = BatchDDP()
