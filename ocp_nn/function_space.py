@@ -14,8 +14,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ocp.engines.base import Trials
+from ocp.engines.base import Begun, Trials
 from ocp.problem import Problem, Stages
+from ocp.stages import finite
 from ocp_nn.cost import LossCost
 from ocp_nn.cotangents import Cotangents
 from ocp_nn.forms import Control, Form, form_of
@@ -90,6 +91,18 @@ class FunctionSpace:
         return self.forms[t].close(u)
 
     # -- the engine ------------------------------------------------------------------------------
+    def begin(self, us: Stages, xs: Stages | None = None) -> Begun:
+        """See `Begun`; activations follow from the weights.
+
+        Raises:
+            ValueError: they were given.
+        """
+        if xs is not None:
+            raise ValueError("the function-space engine rolls its controls out: it takes no xs.")
+        xs = self.rollout(us)
+        cost = self.total_cost(xs, us)
+        return Begun(xs, us, None, torch.zeros_like(cost), cost, torch.isfinite(cost) & finite(xs))
+
     def rollout(self, us: Stages) -> Stages:
         """Activations (1, B n), T + 1 of them, of controls (1, m)."""
         Xs = [self.inputs]
