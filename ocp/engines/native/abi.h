@@ -160,8 +160,8 @@ OCP_FN void follow_single(const Data& data, const FollowCall& call, Group<V>& g)
   if (call.K) gather_lane(call.K, T, B, m * n, b, 0, g.K);
   team_sync();
   const Nominal<V> about = {g.x, g.u, call.gaps ? g.gap : nullptr, g.k, call.K ? g.K : nullptr};
-  for (Int first = 0; first < call.A; first += at_once) {
-    const int count = int(call.A - first < at_once ? call.A - first : at_once);
+  for (int first = 0, count; first < int(call.A); first += count) {
+    count = together(first, int(call.A));
     Real cost[at_once], residue[at_once];
     const Real* sizes = call.step_sizes + first;
     follow_each(data, g.c, about, sizes, count, g.trial_x, g.trial_u, cost, residue);
@@ -309,6 +309,11 @@ extern "C" __attribute__((visibility("default"))) Int ocp_work_bytes(OCP_GIVEN(D
 OCP_ENTRY ocp_rollout(OCP_GIVEN(Data) data, const Real* x0, const Real* us, Real* xs) {
   ocp::each_group(data, [&](auto& g, int count, auto&) {
     const Int T = data.T, B = data.B;
+#if OCP_INNER && OCP_SINGLE
+    OCP_COPY(xs, x0, ocp::n * sizeof(Real));
+    rollout(data, g.c, (Real*)us, xs);
+    return;
+#endif
     Int rows[OCP_LANES];
     for (int l = 0; l < OCP_LANES; ++l) rows[l] = g.rows[l % ocp::lanes];
     gather(x0, ocp::n, rows, g.trial_x);

@@ -29,7 +29,7 @@ import torch
 
 HEADERS = Path(__file__).parent
 # What comes before the generated functions.
-BEFORE = ("pack.h", "maths.h", "context.h", "kinds.h", "linalg.h", "dual.h", "box_qp.h")
+BEFORE = ("pack.h", "maths.h", "context.h", "kinds.h", "linalg.h", "dual.h", "net.h", "box_qp.h")
 SECONDS = 600.0  # that a compiler may take
 LINES = 12  # of a compiler's messages that an error repeats
 

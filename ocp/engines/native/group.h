@@ -69,10 +69,8 @@ OCP_FN Real expand_over_time(const Data& data, const Context<Real>&, const Real*
     gather(us, m, block.row, u);
     expand_stage(x, u, block.c, s);
     add_stage_residue(residue, s);
-    for (int l = 0; l < block.count; ++l) {
-      Real* to = (Real*)(stages + first + l);
-      for (int i = 0; i < stage_size<Wide>; ++i) to[i] = get(((const Wide*)&s)[i], l);
-    }
+    constexpr int size = stage_size<Wide>;
+    store_lanes((const Wide*)&s, size, block.count, (Real*)(stages + first), size);
   }
   Real sum = 0;
   OCP_UNROLL
@@ -82,17 +80,26 @@ OCP_FN Real expand_over_time(const Data& data, const Context<Real>&, const Real*
 
 // Trajectories of a single problem for `count` step sizes, and their costs and residues.
 constexpr int at_once = OCP_LANES;
-OCP_FN void follow_each(const Data& data, const Context<Real>&, const Nominal<Real>& about,
+OCP_FN void follow_each(const Data& data, const Context<Real>& c, const Nominal<Real>& about,
                         const Real* sizes, int count, Wide* xs, Wide* us, Real* cost,
                         Real* residue) {
+#if OCP_INNER
+  if (count == 1) {  // the loops of the model fill the lanes
+    const auto out = follow(data, c, about, sizes[0], (Real*)xs, (Real*)us);
+    cost[0] = out.cost, residue[0] = out.residue;
+    for (Int i = (data.T + 1) * n - 1; i >= 0; --i) xs[i] = Wide(((const Real*)xs)[i]);
+    for (Int i = data.T * m - 1; i >= 0; --i) us[i] = Wide(((const Real*)us)[i]);
+    return;
+  }
+#endif
   const Int same[OCP_LANES] = {};
   Wide a;
   for (int l = 0; l < OCP_LANES; ++l) set(a, l, sizes[l < count ? l : count - 1]);
   const auto out = follow(data, context_of<Wide>(data, same), about, a, xs, us);
   for (int l = 0; l < count; ++l) cost[l] = get(out.cost, l), residue[l] = get(out.residue, l);
 }
-OCP_FN Wide* trial_room(Arena& arena, Int count) { return arena.take<Wide>(count); }
 OCP_FN Real trial_entry(const Wide* trials, Int i, int trial) { return get(trials[i], trial); }
+OCP_FN Wide* trial_room(Arena& arena, Int count) { return arena.take<Wide>(count); }
 
 #if OCP_TABLE
 // Second derivatives of f at the stages of one problem: table [T][OCP_TABLE].
@@ -103,7 +110,7 @@ OCP_FN void second_over_time(const Data& data, const Real* xs, const Real* us, R
     gather(xs, n, block.row, x);
     gather(us, m, block.row, u);
     f_second(x, u, block.c, S);
-    scatter(S, OCP_TABLE, block.row, block.count, table);
+    store_lanes(S, OCP_TABLE, block.count, table + first * OCP_TABLE, OCP_TABLE);
   }
 }
 #endif
@@ -214,12 +221,17 @@ template <class V> struct Group {
       contract(t, v, H);
     }
     for (int i = 0; i < d; ++i)
-      for (int j = 0; j <= i; ++j) bend[tri(i, j)] = select(full, H[i * d + j], V(0));
+      for (int j = 0; j <= i; ++j) bend[tri(i, j)] = H[i * d + j];
+    if (!all(full))
+      for (int i = 0; i < tri_size(d); ++i) bend[i] = select(full, bend[i], V(0));
   }
   // v . f_zz. A single problem fills all lanes with itself: as fast, and half the text to compile.
   OCP_METHOD void contract(Int t, const V* v, V* H) {
 #if OCP_SECOND_ORDER
-#if OCP_TABLE
+#if OCP_LONG
+    f_combined(table + t * OCP_TABLE, v, H);
+    return;
+#elif OCP_TABLE
     Second::f_combined(table + t * OCP_TABLE, v, H);
     return;
 #endif
@@ -261,6 +273,13 @@ template <class V> OCP_FN int take_consecutive(Group<V>& group, Int first) {
   const int count = int(left < group.lanes ? left : group.lanes);
   for (int l = 0; l < group.lanes; ++l) group.take(l, first + (l < count ? l : count - 1));
   return count;
+}
+
+// Step sizes that a single problem tries together from the j-th on; the first alone where that is
+// less to do: it is mostly taken.
+OCP_FN int together(int j, int all) {
+  const int most = OCP_INNER && !OCP_GRID && j == 0 ? 1 : at_once;
+  return all - j < most ? all - j : most;
 }
 
 constexpr int lanes = Of<Lane>::lanes;

@@ -156,7 +156,7 @@ template <class V> OCP_FN int roll_out(Lanes<V>& w, bool gaps, int j, V* in) {
   const Nominal<V> about = {g.x, g.u, gaps ? g.gap : nullptr, g.k, g.K};
   const Real* sizes = w.call->step_sizes;
   if constexpr (single) {
-    const int count = trials - j < at_once ? trials - j : at_once;
+    const int count = together(j, trials);
     Real cost[at_once], residue[at_once];
     follow_each(*g.data, g.c, about, sizes + j, count, g.trial_x, g.trial_u, cost, residue);
     for (int l = 0; l < count; ++l) {
