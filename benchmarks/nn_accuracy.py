@@ -136,7 +136,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 GRIDS: dict[str, dict[str, list[Any]]] = {
     "lm": {"scaling": ["identity", "diagonal"]},
-    "adam": {"lr": [1e-3, 3e-3, 1e-2, 3e-2], "batch": [64, 256]},
+    "adam": {"lr": [3e-3, 1e-2, 3e-2], "batch": [64, 256]},
     "lbfgs": {"pairs": [20, 100, 300]},
     "scipy-lbfgs": {"pairs": [20, 100, 300]},
 }

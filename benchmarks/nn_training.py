@@ -8,10 +8,10 @@ trials of a compass search, started at its preset, on the parameters in `TUNED`:
 of the training set, judged by the loss on another part of it; the test set is not looked at. Every
 trial and the winners go to nn_tuned.json beside this file, which the study reads.
 
-The study writes a row to DIR/runs.csv at every measurement, and skips the runs it finds complete
-there. CPU seconds are those of optimiser steps alone. The methods whose steps are cheap get more
-epochs, so that methods can be compared at equal time too. The last table tells
-what was reached by then; "-" where a run was shorter.
+The study writes a CSV file and a checkpoint for every run into DIR; runs that are there are not
+made again, and with a larger --epochs they go on. CPU seconds are those of optimiser steps alone.
+The methods in `CHEAP` get more epochs, so that all can be compared at equal time too: "-" where a
+run was over by then. Tables and figures go to DIR.
 """
 
 from __future__ import annotations
@@ -22,19 +22,17 @@ import json
 import math
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from ocp.tables import Row, Table
 from ocp_nn.baselines import OPTIMIZERS, make_optimizer
 from ocp_nn.data import Data, MissingDataError, load
-from ocp_nn.experiments import Result, evaluate, mlp, train
+from ocp_nn.experiments import evaluate, mlp, train
 from ocp_nn.experiments.plots import plot_runs
 
 Options = dict[str, Any]
@@ -48,7 +46,7 @@ class Task(NamedTuple):
 
     batch_size: int
     epochs: int
-    cheap_epochs: int  # of the methods in `CHEAP`
+    cheap_factor: int  # so many times the epochs for the methods in `CHEAP`
     tuning_samples: int
     validation_samples: int
     tuning_epochs: int
@@ -59,12 +57,13 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "iris": Task(8, 10, 40, 80, 40, 10, 0.2, (16, 16), tuning_seeds=3),
-    "wine": Task(8, 10, 40, 100, 42, 10, 0.2, (16, 16), tuning_seeds=3),
-    "digits": Task(16, 10, 40, 1100, 337, 4, 2.0),
-    "mnist": Task(32, 2, 8, 9_600, 5_000, 1, 8.0, measures=5),
-    "fashion_mnist": Task(32, 2, 8, 9_600, 5_000, 1, 8.0, measures=5),
+    "iris": Task(8, 10, 4, 80, 40, 10, 0.2, (16, 16), tuning_seeds=3),
+    "wine": Task(8, 10, 4, 100, 42, 10, 0.2, (16, 16), tuning_seeds=3),
+    "digits": Task(16, 10, 4, 1100, 337, 4, 2.0),
+    "mnist": Task(32, 2, 4, 9_600, 5_000, 1, 8.0, measures=5),
+    "fashion_mnist": Task(32, 2, 4, 9_600, 5_000, 1, 8.0, measures=5),
 }
+TUNED_ON = {"mnist": "fashion_mnist"}  # the same network, images of the same size and range
 CHEAP = ("sgd", "momentum", "rmsprop", "adam")
 # What is tuned, from the value of the preset if none is given here.
 TUNED: dict[str, Options] = {
@@ -82,10 +81,6 @@ TUNED: dict[str, Options] = {
 }
 # Conjugate gradients need many iterations with these metrics.
 FIXED: dict[str, Options] = {k: {"solver": "cholesky"} for k in ("ddp-rmsprop", "ddp-ekfac")}
-
-
-def model_of(data: Data, task: Task, seed: int) -> nn.Module:
-    return mlp(data.shape, data.classes, task.hidden, seed=seed)
 
 
 # -- tuning --------------------------------------------------------------------------------------
@@ -127,7 +122,7 @@ def compass(
 
 def trial(method: str, options: Options, data: Data, task: Task, seed: int) -> float:
     """Validation loss, the mean over the second half of the epochs; inf where it diverged."""
-    model = model_of(data, task, seed)
+    model = mlp(data.shape, data.classes, task.hidden, seed=seed)
     optimizer = make_optimizer(method, model, **FIXED.get(method, {}), **options)
     result = train(
         model, optimizer, data, epochs=task.tuning_epochs, batch_size=task.batch_size, seed=seed
@@ -185,12 +180,18 @@ def text_of(winners: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 # -- the study -----------------------------------------------------------------------------------
-def run(name: str, method: str, seed: int, data: Data, options: Options, out: Path) -> None:
-    """Train once; rows of all measurements to the file when the run is over."""
-    task = TASKS[name]
-    model = model_of(data, task, seed)
-    optimizer = make_optimizer(method, model, **FIXED.get(method, {}), **options)
-    between: list[Row] = []
+COLUMNS = ("epoch", "step", "cpu_seconds", *MEASURES)
+
+
+def run(name: str, method: str, seed: int, data: Data, arguments: argparse.Namespace) -> None:
+    """Train once, or on from a checkpoint; rows of all measurements to a file of the run."""
+    task, file = TASKS[name], file_of(arguments.out, name, method, seed)
+    epochs = epochs_of(name, method, arguments)
+    between, kept = read(file), file.with_suffix(".pt")
+    if between and between[-1]["epoch"] >= epochs:
+        return
+    model = mlp(data.shape, data.classes, task.hidden, seed=seed)
+    optimizer = make_optimizer(method, model, **FIXED.get(method, {}), **winner(name, method))
     part = data.first(10_000)
 
     def measure(state: Any) -> None:
@@ -204,10 +205,18 @@ def run(name: str, method: str, seed: int, data: Data, options: Options, out: Pa
             between.append({**at, "step": p.step, **dict(zip(MEASURES, got, strict=True))})
 
     result = train(
-        model, optimizer, data, epochs=epochs_of(task, method), batch_size=task.batch_size,
-        seed=seed, callback=measure,
+        model, optimizer, data, epochs=epochs, batch_size=task.batch_size, seed=seed,
+        callback=measure, save=kept, resume=kept if between else None,
     )  # fmt: skip
-    write(out, name, method, seed, result, between)
+    if result.status.value == "DIVERGED":  # what follows is no longer this run
+        nothing = dict.fromkeys(MEASURES, math.nan)
+        last = {**result.last, **nothing, "epoch": epochs, "step": result.last["step"] + 1}
+        result.rows.append(last)
+    rows = {row["step"]: row for row in (*between, *result.rows)}
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows[step] for step in sorted(rows))
     last = result.last
     print(
         f"{time.strftime('%H:%M:%S')} {name} {method} seed {seed}: {result.message} "
@@ -216,36 +225,27 @@ def run(name: str, method: str, seed: int, data: Data, options: Options, out: Pa
     )
 
 
-def epochs_of(task: Task, method: str) -> int:
-    return task.cheap_epochs if method in CHEAP else task.epochs
+def file_of(folder: Path, name: str, method: str, seed: int) -> Path:
+    return folder / f"{name}_{method}_{seed}.csv"
 
 
-COLUMNS = ("set", "optimizer", "seed", "status", "epoch", "step", "cpu_seconds", *MEASURES)
+def epochs_of(name: str, method: str, arguments: argparse.Namespace) -> int:
+    epochs: int = arguments.epochs or TASKS[name].epochs
+    return epochs * (TASKS[name].cheap_factor if method in CHEAP else 1)
 
 
-def write(
-    file: Path, name: str, method: str, seed: int, result: Result, between: list[Row]
-) -> None:
-    new = not file.exists()
-    with file.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore")
-        if new:
-            writer.writeheader()
-        for row in sorted((*result.rows, *between), key=lambda r: r["step"]):
-            own = {"set": name, "optimizer": method, "seed": seed, "status": result.status.value}
-            writer.writerow({**own, **row})
+def winner(name: str, method: str) -> Options:
+    """Options of a method for a set, those of `--tune`."""
+    found = json.loads(WINNERS.read_text())[TUNED_ON.get(name, name)][method]["options"]
+    return dict(found)
 
 
-def read(file: Path) -> dict[str, dict[str, dict[int, list[Row]]]]:
-    """Rows of the file by set, method and seed."""
-    runs: dict[str, dict[str, dict[int, list[Row]]]] = defaultdict(lambda: defaultdict(dict))
-    if file.exists():
-        with file.open(newline="") as stream:
-            for line in csv.DictReader(stream):
-                row = {k: line[k] if k in COLUMNS[:4] else float(line[k]) for k in COLUMNS}
-                by_seed = runs[line["set"]][line["optimizer"]]
-                by_seed.setdefault(int(line["seed"]), []).append(row)
-    return runs
+def read(file: Path) -> list[Row]:
+    """Rows of a run; none where it has not been made."""
+    if not file.exists():
+        return []
+    with file.open(newline="") as stream:
+        return [{k: float(line[k]) for k in COLUMNS} for line in csv.DictReader(stream)]
 
 
 def at_epoch(rows: list[Row], epoch: int) -> Row | None:
@@ -265,54 +265,56 @@ def spread(values: list[float], form: str) -> str:
     return f"{mean:{form}} ({low:{form}}-{high:{form}})"
 
 
-def table(name: str, methods: Mapping[str, Mapping[int, list[Row]]]) -> Table:
-    """What was reached after the common number of epochs, and at equal time."""
+def cells(rows: list[Row | None], measures: tuple[str, ...]) -> list[str]:
+    """Of the seeds of a method; "-" where one was not measured, "diverged" where it has no loss."""
+    made = [row for row in rows if row is not None]
+    if len(made) < len(rows):
+        return ["-"] * len(measures)
+    if any(math.isnan(row[k]) for row in made for k in measures):
+        return ["diverged"] * len(measures)
+    return [spread([row[k] for row in made], ".3f") for k in measures]
+
+
+def table(name: str, methods: Mapping[str, list[list[Row]]], epochs: int) -> Table:
+    """What was reached after that number of epochs, and at equal time."""
     task, lines = TASKS[name], []
-    for method, by_seed in methods.items():
-        runs = list(by_seed.values())
-        done = [r for r in (at_epoch(rows, task.epochs) for rows in runs) if r is not None]
-        timed = [r for r in (at_time(rows, task.equal_seconds) for rows in runs) if r is not None]
-        cells = ["diverged"] * 4 + ["-"]
-        if len(done) == len(runs):
-            cells = [spread([r[k] for r in done], ".3f") for k in MEASURES]
-            cells.append(f"{statistics.median(r['cpu_seconds'] for r in done) / task.epochs:.2f}")
-        late = ["-", "-"]
-        if len(timed) == len(runs):
-            late = [spread([r[k] for r in timed], ".3f") for k in ("loss", "test_accuracy")]
-        lines.append([method, *cells, *late])
+    for method, runs in methods.items():
+        done = [at_epoch(rows, epochs) for rows in runs]
+        timed = [at_time(rows, task.equal_seconds) for rows in runs]
+        steps = [1e3 * rows[-1]["cpu_seconds"] / max(rows[-1]["step"], 1) for rows in runs]
+        late = cells(timed, ("loss", "test_accuracy"))
+        lines.append([method, *cells(done, MEASURES), *late, f"{statistics.median(steps):.2f}"])
     title = (
-        f"{name}, batches of {task.batch_size}: after {task.epochs} epochs, and after "
+        f"{name}, batches of {task.batch_size}: after {epochs} epochs, and after "
         f"{task.equal_seconds:g} CPU s; mean (range) over {max(map(len, methods.values()))} seeds"
     )
-    columns = ("optimizer", "loss", "accuracy", "test loss", "test accuracy", "s/epoch")
-    return Table(title, (*columns, f"loss, {task.equal_seconds:g} s", "test accuracy"), lines)
+    late_columns = (f"loss, {task.equal_seconds:g} s", "test accuracy", "ms/step")
+    columns = ("optimizer", "loss", "accuracy", "test loss", "test accuracy", *late_columns)
+    return Table(title, columns, lines)
 
 
 def study(names: list[str], arguments: argparse.Namespace) -> None:
-    """All runs that are not in the file yet, seed by seed; then tables and figures of the file."""
+    """All runs that are not in the folder yet, seed by seed; then its tables and figures."""
     arguments.out.mkdir(parents=True, exist_ok=True)
-    file = arguments.out / "runs.csv"
-    winners = json.loads(WINNERS.read_text())
     methods = arguments.optimizers.split(",")
     sets = {name: load(name, arguments.data_dir).flat() for name in names}
     for seed in range(arguments.seeds):
         for name, data in sets.items():
-            known = read(file)[name]
             for method in methods:
-                if seed not in known[method]:
-                    options = winners[name][method]["options"]
-                    run(name, method, seed, data, options, file)
-    for name, found in read(file).items():
-        made = {k: found[k] for k in methods if k in found}
-        if name in names and made:
-            text = str(table(name, made))
-            print(f"\n{text}", flush=True)
-            (arguments.out / f"{name}.txt").write_text(f"{text}\n")
-            plot_runs(
-                f"{name}, batches of {TASKS[name].batch_size}",
-                {k: list(v.values()) for k, v in made.items()},
-                arguments.out / f"{name}.png",
-            )
+                run(name, method, seed, data, arguments)
+    for name in names:
+        runs = {
+            method: [
+                read(file_of(arguments.out, name, method, seed)) for seed in range(arguments.seeds)
+            ]
+            for method in methods
+        }
+        text = str(table(name, runs, arguments.epochs or TASKS[name].epochs))
+        print(f"\n{text}", flush=True)
+        (arguments.out / f"{name}.txt").write_text(f"{text}\n")
+        plot_runs(
+            f"{name}, batches of {TASKS[name].batch_size}", runs, arguments.out / f"{name}.png"
+        )
 
 
 def main() -> None:
@@ -321,6 +323,7 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(TASKS))
     parser.add_argument("--optimizers", default=",".join(TUNED))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="instead of those in TASKS")
     parser.add_argument("--tune", action="store_true", help="find options instead of comparing")
     parser.add_argument("--out", type=Path, default=Path("nn_training"))
     arguments = parser.parse_args()
@@ -334,7 +337,8 @@ def main() -> None:
             print(f"{name} left out: {error}\n")
     if arguments.tune:
         for name in present:
-            tune(name, arguments)
+            if name not in TUNED_ON:
+                tune(name, arguments)
     else:
         study(present, arguments)
 
