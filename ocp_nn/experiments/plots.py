@@ -52,9 +52,12 @@ def curves(title: str, runs: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
         values = [r[y] for seeds in runs.values() for rows in seeds for r in rows]
         if y == "loss" and min(values) > 0:
             axis.set_yscale("log")
+        if x == "epoch":
+            axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_xlabel(AXES[x])
         axis.set_ylabel(name)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize="small")
+    if len(runs) > 1:
+        axes[0].legend(fontsize="small")
     figure.suptitle(title)
     return figure
