@@ -129,8 +129,8 @@ METHODS: dict[str, Callable[..., Steps]] = {
 SCIPY = {"scipy-lbfgs": "L-BFGS-B"}
 # Winners of --tune; DDP has nothing to tune here.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "lm": {"scaling": "identity"},
-    "adam": {"lr": 1e-2, "batch": 64},
+    "lm": {"scaling": "diagonal"},
+    "adam": {"lr": 1e-2, "batch": 256},
     "lbfgs": {"pairs": 100},
     "scipy-lbfgs": {"pairs": 100},
 }

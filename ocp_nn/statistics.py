@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ocp_nn.eigenbasis import eigenbasis
 from ocp_nn.forms import LinearForm
 from ocp_nn.metrics import Diagonal, Eigenbasis, Isotropic, Kronecker, Metric, with_one
 from ocp_nn.model import Model
@@ -268,7 +269,7 @@ class Maker:
     ) -> Metric:
         new, scale = self.new[t], self.scales[t]
         if due:
-            (a, W), (g, U) = torch.linalg.eigh(A), torch.linalg.eigh(G)
+            (a, W), (g, U) = eigenbasis(A), eigenbasis(G)
             new["W"], new["U"] = W, U
             # In a new basis the old second moments mean nothing; KFAC's are the best known.
             second = g.clamp_min(0)[:, None] * a.clamp_min(0)
