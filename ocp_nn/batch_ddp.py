@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -57,6 +58,8 @@ class BatchDDP(ILQR):
         cg_tolerance: relative residual; None for 1e-10 in float64, 1e-5 in float32.
         cg_iterations: at most, a stage.
         mini_batch: take the full step whatever it does to this very batch, and never stop.
+        rise: in a mini-batch a step that raises the cost of its own batch by more than so many
+            times is shortened, by 4 up to ``trials`` times, or refused; None for no limit.
     """
 
     metric: Settings = field(default_factory=Settings)
@@ -70,6 +73,7 @@ class BatchDDP(ILQR):
     cg_tolerance: float | None = None
     cg_iterations: int = 200
     mini_batch: bool = False
+    rise: float | None = None
     trials: int = 1
     engine: str = "function-space"
     regularisation: str = "proximal"  # type: ignore[assignment]
@@ -156,7 +160,7 @@ class BatchDDP(ILQR):
                 None
             ]
         return Direction(
-            policy=FunctionPolicy(model, source),  # type: ignore[arg-type]
+            policy=FunctionPolicy(model, source, self.enough(state, decrease)),  # type: ignore[arg-type]
             slope=-2 * decrease,
             curvature=2 * decrease,
             residual=residual,
@@ -164,6 +168,24 @@ class BatchDDP(ILQR):
             sweeps=1,
             memory=maker.next_memory,  # type: ignore[arg-type]
         )
+
+    def step_sizes(self, like: Tensor) -> Tensor:
+        if not self.mini_batch:
+            return super().step_sizes(like)
+        trials = 1 if self.rise is None else self.trials
+        return 0.25 ** torch.arange(trials, dtype=like.dtype, device=like.device)
+
+    def enough(self, state: State, decrease: Tensor) -> Callable[[float, float], bool] | None:
+        """Which step size needs no shorter one, by its cost: what `take` or `decide` accept."""
+        if self.mini_batch:
+            bound = float(self.bound(state.cost))
+            return None if self.rise is None else lambda a, cost: cost <= bound
+        before, promised = float(state.cost), float(decrease)
+        return lambda a, cost: before - cost >= self.rules.armijo * a * (2 - a) * promised
+
+    def bound(self, cost: Tensor) -> Tensor:
+        """Of the cost of a mini-batch after its step."""
+        return cost if self.rise is None else cost + self.rise * cost.abs()
 
     def sweep_of(self, model: Model, maker: Maker) -> Source:
         if self.form == "paper" and self.metric.kind != "gauss_newton":
@@ -217,7 +239,7 @@ class BatchDDP(ILQR):
         self, state: State, expansion: Model, direction: Direction, trials: Trials
     ) -> Record:
         tried = torch.isfinite(trials.cost)
-        fine = tried[0] if self.mini_batch else torch.isfinite(state.cost + direction.slope)
+        fine = tried.any(dim=0) if self.mini_batch else torch.isfinite(state.cost + direction.slope)
         return record_of(state, direction, trials, fine, tried)
 
     def decide(self, record: Record, step_sizes: Tensor) -> Decision:
@@ -235,14 +257,20 @@ class BatchDDP(ILQR):
         return decision._replace(damping=self.marquardt(record, decision))
 
     def take(self, record: Record, step_sizes: Tensor) -> Decision:
-        """The whole step, unless it is not finite."""
-        fine = record.usable & record.finite
+        """The whole step, unless it is not finite; where ``rise`` limits it, the longest tried."""
+        fine, choice, size = record.usable & record.finite, record.weak, step_sizes
+        accepted, trial_cost = fine, record.trial_cost[0]
+        if self.rise is not None:
+            good = record.trial_finite & (record.trial_cost <= self.bound(record.cost))
+            choice = good.to(torch.uint8).argmax(dim=0)
+            accepted = fine & good.any(dim=0)
+            size, trial_cost = step_sizes[choice], record.trial_cost[choice, 0]
         return Decision(
-            choice=record.weak,
-            accepted=fine,
-            step_size=step_sizes,
+            choice=choice,
+            accepted=accepted,
+            step_size=size,
             expected=-record.slope / 2,
-            decrease=record.cost - record.trial_cost[0],
+            decrease=record.cost - trial_cost,
             damping=record.damping,
             penalty=record.penalty,
             second_order=record.second_order,
@@ -275,7 +303,7 @@ class BatchDDP(ILQR):
             if not bool(decision.accepted):  # the very lists, so that the model is not made again
                 after = after._replace(xs=state.xs, us=state.us)
             return after
-        if not bool(decision.accepted):
+        if int(decision.status) == Status.NON_FINITE:
             fault = Memory(fault=locate(state, trials))
             if isinstance(state.memory, Memory):
                 fault = replace(state.memory, fault=fault.fault)
@@ -284,13 +312,18 @@ class BatchDDP(ILQR):
                 iterations=decision.iterations,
                 memory=fault,  # type: ignore[arg-type]
             )
+        if not bool(decision.accepted):  # no step size was short enough: another batch may do
+            return state._replace(
+                status=decision.status, iterations=decision.iterations, memory=direction.memory
+            )
+        chosen = int(decision.choice)
         memory = direction.memory
         if self.adaptive and isinstance(memory, Memory):
             memory = replace(memory, previous=(list(state.us), float(decision.expected)))
         return state._replace(
-            xs=[x[0] for x in trials.xs],
-            us=[u[0] for u in trials.us],
-            cost=trials.cost[0],
+            xs=[x[chosen] for x in trials.xs],
+            us=[u[chosen] for u in trials.us],
+            cost=trials.cost[chosen],
             status=decision.status,
             iterations=decision.iterations,
             memory=memory,

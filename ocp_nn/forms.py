@@ -18,6 +18,7 @@ from torch.func import vjp, vmap
 from ocp_nn.cotangents import Cotangents
 from ocp_nn.kernels import activation_kernel, linear_kernel, linear_rows, rows_kernel
 from ocp_nn.metrics import Isotropic, Metric, as_vector, with_one
+from ocp_nn.positions import applies_one_matrix, input_rows, output_rows
 
 
 class Form:
@@ -198,6 +199,45 @@ class AugmentedLinearForm(LinearForm):
         return super().operator(self.activations(X), u, self.outgoing(Y), metric)
 
 
+class PositionsForm(Form):
+    """One matrix at many positions: a convolution, or a linear layer on sequences.
+
+    Differentiated like any stage; what it adds are the rows that Kronecker factors are made of.
+    """
+
+    def __init__(self, stage: Any, operation: Any) -> None:
+        super().__init__(stage)
+        self.operation, self.module = operation, operation.module
+        self.has_bias = len(stage.parameters) == 2
+
+    def activations(self, X: Tensor, u: Tensor) -> Tensor:
+        """What the matrix acts on, with its 1: (B, L, n [+ 1])."""
+        return input_rows(self.module, self.stage.argument(self.operation, X, u), self.has_bias)
+
+    def outgoing(self, V: Tensor) -> Tensor:
+        """Cotangents of what the matrix gives: (..., n') -> (..., L, n_out)."""
+        known = {s.name for s in self.stage.in_slots}
+        (slot,) = (s for s in self.stage.out_slots if s.name not in known)
+        return output_rows(self.module, V[..., slot.columns])
+
+
+def positions(stage: Any) -> Any:
+    """The one operation with parameters of a stage that `PositionsForm` is for, or None.
+
+    What follows it may only change shapes, and the weight may not be frozen alone.
+    """
+    order = list(stage.operations)
+    first = next((i for i, op in enumerate(order) if op.params), None)
+    if first is None or stage.couples_samples or not applies_one_matrix(order[first].module):
+        return None
+    op, rest = order[first], order[first + 1 :]
+    expected = [n for n in ("weight", "bias") if getattr(op.module, n) is not None]
+    trained = [n for n in expected if getattr(op.module, n).requires_grad]
+    new = {s.name for s in stage.out_slots} - {s.name for s in stage.in_slots}
+    plain = trained == expected and len(stage.parameters) == len(expected) and len(new) == 1
+    return op if plain and not any(o.params or not o.reshape for o in rest) else None
+
+
 class PointwiseForm(Form):
     """Activations without parameters: F_X is diagonal."""
 
@@ -255,4 +295,5 @@ def form_of(stage: Any) -> Form:
         return AugmentedLinearForm(stage, layout)
     if stage.elementwise and not stage.couples_samples:
         return PlainForm(stage) if tuple(stage.layers) in FORWARD else PointwiseForm(stage)
-    return Form(stage)
+    operation = positions(stage)
+    return Form(stage) if operation is None else PositionsForm(stage, operation)

@@ -158,14 +158,22 @@ class FunctionSpace:
             return Trials(
                 [X.reshape(1, 1, -1) for X in new_xs], [u[None, None] for u in new_us], cost
             )
-        rolled = [policy.follow(a) for a in step_sizes.tolist()]
-        costs = [self.objective(new_xs[-1], new_us) for new_xs, new_us in rolled]
+        rolled, costs = [], []
+        for a in step_sizes.tolist():
+            new_xs, new_us = policy.follow(a)
+            rolled.append((new_xs, new_us))
+            costs.append(self.objective(new_xs[-1], new_us))
+            if policy.enough is not None and policy.enough(a, float(costs[-1])):
+                break
+        missing = len(step_sizes) - len(rolled)  # shorter steps that nobody asks for any more
+        rolled += rolled[-1:] * missing
+        costs += [torch.full_like(costs[-1], torch.inf)] * missing
         along_x, along_u = (zip(*(r[i] for r in rolled), strict=True) for i in (0, 1))
         return Trials(
             [torch.stack(parts).view(len(rolled), 1, -1) for parts in along_x],
             [torch.stack(parts)[:, None] for parts in along_u],
             torch.stack(costs)[:, None],
-        )  # fmt: skip
+        )
 
     def gradient(self, model: Model) -> list[Tensor]:
         """dJ/du of each stage (1, m): H_u along the exact co-states."""

@@ -8,7 +8,7 @@ matrix acts on is x with a 1 appended.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -24,6 +24,10 @@ class Metric(Protocol):
 
     def step(self, u: Tensor, g: Tensor) -> Tensor:
         """u - P g: (m,)."""
+        ...
+
+    def shortened(self, factor: float) -> Metric:
+        """Of ``factor P``."""
         ...
 
     def dense(self) -> Tensor:
@@ -59,6 +63,9 @@ class Isotropic:
         parts = [self.like.new_full((s,), p) for s, p in zip(self.sizes, self.values, strict=True)]
         return torch.cat(parts)
 
+    def shortened(self, factor: float) -> Isotropic:
+        return replace(self, values=tuple(factor * p for p in self.values))
+
     def dense(self) -> Tensor:
         return torch.diag(1 / self.diagonal())
 
@@ -78,6 +85,9 @@ class Diagonal:
     def diagonal(self) -> Tensor:
         """Of P: (m,)."""
         return self.p
+
+    def shortened(self, factor: float) -> Diagonal:
+        return Diagonal(factor * self.p)
 
     def dense(self) -> Tensor:
         return torch.diag(1 / self.p)
@@ -116,6 +126,9 @@ class Kronecker:
         half = torch.linalg.solve_triangular(self.right, X.mT, upper=False)
         return half.mT @ half
 
+    def shortened(self, factor: float) -> Kronecker:
+        return replace(self, scale=factor * self.scale)
+
     def dense(self) -> Tensor:
         D = torch.kron(self.left @ self.left.mT, self.right @ self.right.mT) / self.scale
         return reorder(D, self.left.shape[0], self.has_bias)
@@ -150,6 +163,9 @@ class Eigenbasis:
 
     def step(self, u: Tensor, g: Tensor) -> Tensor:
         return u - self.apply(g)
+
+    def shortened(self, factor: float) -> Eigenbasis:
+        return replace(self, p=factor * self.p)
 
     def dense(self) -> Tensor:
         basis = torch.kron(self.left, self.right)

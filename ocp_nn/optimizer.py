@@ -5,39 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ocp.problem import Problem
+from ocp.problem import Problem, Stages
 from ocp.processes import group_of
 from ocp.solution import Status
 from ocp.solvers.loop import State
 from ocp_nn.batch_ddp import BatchDDP
 from ocp_nn.compile import Inputs, compile, network_of, samples_of, with_data
-from ocp_nn.losses import Loss
+from ocp_nn.defaults import DEFAULTS, LIMITS, TERMINAL_DAMPING
+from ocp_nn.divergence import DivergedError, Watch, grown
+from ocp_nn.function_space import FunctionSpace
+from ocp_nn.losses import BinaryCrossEntropy, CrossEntropy, Loss, make_loss
 from ocp_nn.shards import agreed, check_spread, spread_weights
-from ocp_nn.statistics import DAMPING, METRICS, Memory, Settings
+from ocp_nn.statistics import Memory, Settings
 
 KEY = "ddp"  # of what is ours in a state_dict
 
 
-class DivergedError(FloatingPointError):
-    """A step was not finite; the model has the weights of before.
+class Good(NamedTuple):
+    """Weights that gave a good loss, and what else the step from them needs."""
 
-    Attributes:
-        step: number of the step, from 1.
-        fault: what was not finite, with stage and layer.
-    """
-
-    def __init__(self, step: int, fault: str) -> None:
-        super().__init__(
-            f"step {step} diverged: {fault}. The model keeps the weights of before the step; a "
-            "larger damping or a smaller lr shortens the steps."
-        )
-        self.step, self.fault = step, fault
+    step: int
+    us: Stages
+    memory: Any
+    damping: Tensor
+    buffers: list[Tensor]  # where batch norm writes to them
 
 
 class DDPOptimizer(torch.optim.Optimizer):
@@ -49,15 +46,19 @@ class DDPOptimizer(torch.optim.Optimizer):
     Args:
         model: see `ocp_nn.compile`; in training or evaluation mode as it is at each step.
         loss: "cross_entropy", "binary_cross_entropy", "mse", "huber", a torch loss or a function.
-        lr: scales the metric, ``D = L_uu + (M + damping I) / lr``; what schedulers move.
+        lr: scales the metric, ``D = L_uu + (M + damping I) / lr``; what schedulers move. With
+            neither lr nor damping the metric's own numbers begin, and steps are kept in bounds
+            whatever the scale of layers, data and loss, see `ocp_nn.defaults`; with either, the
+            numbers are exactly as given.
         metric: M: "gauss_newton" (0), "sgd" (I), "rmsprop", "adam", "kfac" or "ekfac".
         form: "proximal", ``Q_uu = D + Gauss-Newton``; "paper", ``Q_uu^{-1} = D^{-1}`` (eq. 15; with
             "gauss_newton" both are the same); "stagewise", stage-wise Newton; "gradient", the base
             method of the metric, without any coupling of the stages.
         feedback: True, "linear" (the damped Gauss-Newton step) or False; see `BatchDDP`.
-        damping: a number, None for the metric's default, or "adaptive": Levenberg-Marquardt,
-            judged on the same data if ``full_batch``, on the next batch if not.
-        terminal_damping: eps_x in ``Phi_XX + eps_x I / B``.
+        damping: a number, None for the metric's own, or "adaptive": Levenberg-Marquardt, judged on
+            the same data if ``full_batch``, on the next batch if not.
+        terminal_damping: eps_x in ``Phi_XX + eps_x I / B``; None for 0, or 0.1 where neither lr nor
+            damping is given and the loss saturates (the cross-entropies).
         weight_decay: as in torch: its gradient is ``weight_decay u``; its curvature is in Q_uu.
         line_search: halve the step until this batch's loss falls enough.
         solver: "auto", "cholesky", "cg" or "primal", see `BatchDDP`.
@@ -77,13 +78,13 @@ class DDPOptimizer(torch.optim.Optimizer):
         self,
         model: nn.Module,
         loss: str | Loss | Callable[[Tensor, Tensor], Tensor] = "cross_entropy",
-        lr: float = 1.0,
+        lr: float | None = None,
         *,
         metric: str = "gauss_newton",
         form: str = "proximal",
         feedback: bool | str = True,
         damping: float | str | None = None,
-        terminal_damping: float = 0.0,
+        terminal_damping: float | None = None,
         weight_decay: float = 0.0,
         line_search: bool = False,
         solver: str = "auto",
@@ -99,6 +100,10 @@ class DDPOptimizer(torch.optim.Optimizer):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}.")
+        settings = Settings(metric, statistics, decay, momentum, refresh)
+        default, untold = DEFAULTS[metric], lr is None
+        automatic = untold and damping is None
+        lr = default.lr if lr is None else lr
         for name, value in (("lr", lr), ("weight_decay", weight_decay)):
             check_number(name, value)
         if isinstance(damping, str) and damping != "adaptive":
@@ -115,10 +120,13 @@ class DDPOptimizer(torch.optim.Optimizer):
                 "Freeze those that should stay: requires_grad_(False)."
             )
         self.model, self.loss, self.names = model, loss, names
-        settings = Settings(metric, statistics, decay, momentum, refresh)
+        if automatic and form in LIMITS:
+            settings = replace(settings, limit=LIMITS[form] / lr)
         adaptive = damping == "adaptive"
-        assert metric in METRICS
-        start = DAMPING[metric] if damping is None or isinstance(damping, str) else damping
+        start = default.damping if damping is None or isinstance(damping, str) else damping
+        if terminal_damping is None:
+            saturates = isinstance(make_loss(loss), CrossEntropy | BinaryCrossEntropy)
+            terminal_damping = TERMINAL_DAMPING if automatic and saturates else 0.0
         self.solver = BatchDDP(
             metric=settings,
             form=form,
@@ -128,7 +136,8 @@ class DDPOptimizer(torch.optim.Optimizer):
             terminal_damping=terminal_damping,
             linear_solver=solver,
             mini_batch=not (line_search or full_batch),
-            trials=8 if line_search else 1,
+            rise=default.rise if automatic or (untold and adaptive) else None,
+            trials=8 if line_search else 6 if untold else 1,
         )
         self.batch_norm, self.dropout = batch_norm, dropout
         self.group = None
@@ -139,6 +148,7 @@ class DDPOptimizer(torch.optim.Optimizer):
             spread_weights(model, self.group)
         self.modules = list(model.modules())
         self.steps, self.batch_norms = 0, False
+        self.watch, self.good = Watch(), Good(0, [], None, torch.zeros(1), [])
         self.problem: Problem | None = None
         self.solver_state: State | None = None
         self.places: list[tuple[Tensor, int, int, int]] = []
@@ -171,7 +181,8 @@ class DDPOptimizer(torch.optim.Optimizer):
             The mean loss of the batch before the step.
 
         Raises:
-            DivergedError: the step was not finite; the weights are those of before.
+            DivergedError: the step was not finite, the weights are those of before; or losses in
+                a row are 100 times the first, the weights are the last that gave less than twice.
             ValueError, TypeError: the batch does not fit the model or the loss, or is not finite.
         """
         if targets is None:
@@ -189,6 +200,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         if engine.cost.regularised:
             loss = engine.loss(state.xs[-1].view(engine.samples, -1))
         self.steps += 1
+        self.check_course(float(loss), state)
         after = solver.step(problem, state)
         if int(after.status) == Status.NON_FINITE:
             self.solver_state = state
@@ -200,6 +212,33 @@ class DDPOptimizer(torch.optim.Optimizer):
         self.solver_state = after
         self.write(after)
         return loss if value is None else value
+
+    def check_course(self, loss: float, state: State) -> None:
+        """Note good weights; a run whose losses have left all bounds is put back to the last.
+
+        Raises:
+            DivergedError: it was.
+        """
+        watch, good, engine = self.watch, self.good, cast(FunctionSpace, state.engine)
+        if watch.reference == 0:
+            outputs = state.xs[-1].view(engine.samples, -1)
+            watch.start(loss, float(engine.loss(torch.zeros_like(outputs))))
+        if watch.good(loss):
+            buffers = [b.clone() for b in self.model.buffers()] if self.batch_norms else []
+            self.good = Good(self.steps, state.us, state.memory, state.damping, buffers)
+        if not watch.diverged(loss):
+            return
+        fault, kept = watch.words(loss), "the weights of before the step"
+        if len(good.us) == len(state.us):
+            names = [stage.name for stage in engine.network.stages]
+            fault += f"; {grown(names, [u[0] for u in state.us], [u[0] for u in good.us])}"
+            state = state._replace(us=good.us, memory=good.memory, damping=good.damping)
+            self.write(state)
+            for buffer, value in zip(self.model.buffers(), good.buffers, strict=False):
+                buffer.copy_(value)
+            kept = f"those of before step {good.step}, the last good ones"
+        self.solver_state, self._written, watch.high = state, (), 0
+        raise DivergedError(self.steps, fault, kept)
 
     # -- what a step starts from -----------------------------------------------------------------
     def prepared(self, inputs: Inputs, targets: Tensor) -> Problem:
@@ -315,7 +354,7 @@ class DDPOptimizer(torch.optim.Optimizer):
     # -- checkpoints -----------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         """Groups as torch has them, and under "ddp" what a step needs of the steps before."""
-        own: dict[str, Any] = {"steps": self.steps}
+        own: dict[str, Any] = {"steps": self.steps, "reference": self.watch.reference}
         if self.solver_state is not None:
             memory = self.solver_state.memory
             own["damping"] = float(self.solver_state.damping)
@@ -338,6 +377,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         super().load_state_dict({k: v for k, v in state_dict.items() if k != KEY})
         own = deepcopy(state_dict[KEY])
         self.steps, self.solver_state = own.pop("steps"), None
+        self.watch.reference, self.watch.high = own.pop("reference"), 0
         self._restored, self._rates = own, ()
 
 

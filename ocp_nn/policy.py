@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,10 +22,16 @@ Source = Proximal | Paper | Separate | MatrixFree | Primal
 
 @dataclass(frozen=True, eq=False)
 class FunctionPolicy:
-    """``du_t`` for any deviation of the activations, in function space or on the primal side."""
+    """``du_t`` for any deviation of the activations, in function space or on the primal side.
+
+    Attributes:
+        model, source: what the sweep left.
+        enough: whether a step size with its cost needs no shorter one to be tried; None: all are.
+    """
 
     model: Model
     source: Source
+    enough: Callable[[float, float], bool] | None = None
     K: ClassVar[None] = None  # gains are never formed
 
     def follow(self, alpha: float) -> tuple[list[Tensor], list[Tensor]]:

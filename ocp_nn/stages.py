@@ -172,12 +172,27 @@ class Stage:
     def context(self, u: Tensor) -> Context:
         return Context(self.values(u), self.statistics)
 
-    def run(self, X: Tensor, context: Context) -> Tensor:
-        B = X.shape[0]
+    def argument(self, operation: Operation, X: Tensor, u: Tensor) -> Tensor:
+        """The first argument (B, ...) that one of its operations gets."""
+        context = self.context(u)
+        env = self.start(X, context)
+        for op in self.operations:
+            if op is operation:
+                break
+            env[op.name] = op(context, env)
+        value: Tensor = env[operation.args[0].name]
+        return value
+
+    def start(self, X: Tensor, context: Context) -> dict[str, Any]:
+        """Values by name before the first operation."""
         env: dict[str, Any] = {s.name: s.read(X) for s in self.in_slots}
         context.keys = env.get(KEY)
         if self.shapes:
-            env |= {name: realise(value, B) for name, value in self.shapes.items()}
+            env |= {name: realise(value, X.shape[0]) for name, value in self.shapes.items()}
+        return env
+
+    def run(self, X: Tensor, context: Context) -> Tensor:
+        B, env = X.shape[0], self.start(X, context)
         for op in self.operations:
             env[op.name] = op(context, env)
         if len(self.out_slots) == 1 and self.out_slots[0].flat:

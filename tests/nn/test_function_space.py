@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from layer_table import GRAPHS, LAYERS, compiled
@@ -194,8 +196,12 @@ def test_a_smaller_step_size_scales_the_open_loop_part():
         solver = BatchDDP(damping=0.5, linear_solver=linear_solver, cg_tolerance=1e-14)
         state = solver.init(problem, [u[0] for u in us])
         direction = solver.direction(state, state.engine.expand(state.xs, state.us))
-        trials = state.engine.follow(state.xs, state.us, None, direction.policy, alphas)
+        all_sizes = replace(direction.policy, enough=None)
+        trials = state.engine.follow(state.xs, state.us, None, all_sizes, alphas)
         close(trials.cost, expected.cost)
+        lazy = state.engine.follow(state.xs, state.us, None, direction.policy, alphas)
+        assert torch.equal(lazy.cost[0], trials.cost[0])
+        assert bool(torch.isinf(lazy.cost[1:]).all())  # the first was good enough
         for a, e in zip(trials.us, expected.us, strict=True):
             assert a.shape == e.shape
             close(a, e)
