@@ -58,7 +58,8 @@ OPTIMIZERS: dict[str, Entry] = {
     "ddp": ddp(
         "differential dynamic programming, Gauss-Newton metric",
         metric="gauss_newton",
-        damping=0.2,
+        lr=1.0,
+        damping=1.0,
         terminal_damping=1.0,
     ),
     "ddp-sgd": ddp("the paper's DDP-SGD", metric="sgd", form="paper", lr=0.2),
@@ -77,7 +78,8 @@ OPTIMIZERS: dict[str, Entry] = {
     ),
 }
 """Name -> entry; `make_optimizer` builds it. Presets lie between what was best on DIGITS with
-batches of 16 and on Fashion-MNIST with batches of 32 (`benchmarks/nn_tuned.json`)."""
+batches of 16 and on Fashion-MNIST with batches of 32 (`benchmarks/nn_tuned.json`); long runs of
+vanilla DDP need more damping than that."""
 
 
 def make_optimizer(
