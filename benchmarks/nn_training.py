@@ -294,7 +294,7 @@ def table(name: str, methods: Mapping[str, list[list[Row]]], epochs: int) -> Tab
         late = cells(timed, ("loss", "test_accuracy"))
         lines.append([method, *cells(done, MEASURES), *late, f"{statistics.median(steps):.2f}"])
     title = (
-        f"{name}, batches of {task.batch_size}: after {epochs} epochs, and after "
+        f"{name}, batches of {task.batch_size}: after epoch {epochs}, and after "
         f"{task.equal_seconds:g} CPU s; mean (range) over {max(map(len, methods.values()))} seeds"
     )
     late_columns = (f"loss, {task.equal_seconds:g} s", "test accuracy", "ms/step")
