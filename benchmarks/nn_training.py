@@ -162,7 +162,7 @@ def tune(name: str, arguments: argparse.Namespace) -> None:
         winners = json.loads(WINNERS.read_text()) if WINNERS.exists() else {}
         winners.setdefault(name, {})[method] = {
             "options": tried[-1][0],
-            "validation_loss": tried[-1][1],
+            "validation_loss": round(tried[-1][1], 5),
             "trials": [[*o.values(), None if v == math.inf else round(v, 5)] for o, v in tried],
         }
         WINNERS.write_text(text_of(winners))
