@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,10 +28,10 @@ def stages_in(problem: Problem, name: str, value: Any, sizes: Sequence[int]) -> 
     if isinstance(value, Tensor) and problem.uniform and value.dtype == dtype:
         # The usual case, all stages at once; whatever is wrong is found and named below.
         fits = tuple(value.shape) in ((len(sizes), sizes[0]), (B, len(sizes), sizes[0]))
-        if fits and bool(torch.isfinite(value).all()):
+        if fits and math.isfinite(float(value.detach().sum())):  # then every entry is
             whole = value.detach().to(device)
             whole = whole[:, None] if whole.ndim == 2 else whole.movedim(-2, 0)
-            return whole.expand(-1, B, -1).contiguous()
+            return (whole if whole.shape[1] == B else whole.expand(-1, B, -1)).contiguous()
     if isinstance(value, list | tuple) and any(isinstance(v, Tensor | np.ndarray) for v in value):
         parts = [numbers(f"{name} at stage {t}", v, dtype) for t, v in enumerate(value)]
     else:
@@ -78,16 +79,22 @@ def states_in(problem: Problem, value: Any) -> Stages:
     return [first, *states[1:]]
 
 
-def stages_out(problem: Problem, stages: Stages, per_sample: bool = False) -> Any:
+def stages_out(
+    problem: Problem, stages: Stages, per_sample: bool = False, fresh: bool = False
+) -> Any:
     """(B, ...) per stage -> batch first, time next; a list over t where sizes change.
 
-    ``per_sample`` splits an augmented state into one row a sample.
+    Args:
+        per_sample: split an augmented state into one row a sample.
+        fresh: nobody else has the stages, so that no copy is needed.
     """
     split = per_sample and problem.shared_controls
     if isinstance(stages, Tensor):
         if split:
             stages = stages.reshape(len(stages), problem.samples, -1)
         first = stages.movedim(0, 1) if problem.batched or split else stages[:, 0]
+        if fresh:
+            return first.contiguous()
         return first.clone(memory_format=torch.contiguous_format)
     parts = [s.reshape(problem.samples, -1) if split else s for s in stages]
     return parts if problem.batched or split else [p[0] for p in parts]

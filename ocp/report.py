@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,37 +13,66 @@ from ocp.solution import Solution, Status
 
 if TYPE_CHECKING:
     from ocp.engines import Engine
-    from ocp.solvers.certificate import Certificate
-    from ocp.solvers.loop import Solver, State
+    from ocp.engines.base import Appraisal
+    from ocp.solvers.loop import State
 
 
-def messages(solver: Solver, state: State, certificate: Certificate) -> list[str]:
+def messages(state: State, certificate: Appraisal, codes: Sequence[Status]) -> list[str]:
     """One sentence a problem: what stopped it, where, and what to try."""
-    residual, gap = certificate.sweep.residual.tolist(), certificate.gap.tolist()
-    indefinite, failed = certificate.indefinite.tolist(), certificate.sweep.failed.tolist()
-    damping, texts = state.damping.tolist(), []
-    for b, code in enumerate(state.status.tolist()):
-        status = Status(code)
-        facts = f"residual {residual[b]:.1e}, gap {gap[b]:.1e}"
-        text = {
-            Status.CONVERGED: f"converged: {facts}",
-            Status.MAX_ITERATIONS: f"stopped after {int(state.iterations[b])} iterations: {facts}",
-            Status.STALLED: f"no step accepted up to damping {damping[b]:.0e}: {facts}",
-            Status.PRECISION: f"nothing left to gain above the rounding of the cost: {facts}",
-            Status.SADDLE: (
-                f"stationary, but Q_uu is indefinite at stage {indefinite[b]}: a saddle, no "
-                "minimum; perturb the initial controls"
-            ),
-            Status.UNBOUNDED: f"the cost fell to {float(state.cost[b]):.1e}: it has no lower bound",
-            Status.INTERRUPTED: f"interrupted after {int(state.iterations[b])} iterations: {facts}",
-            Status.TIME_LIMIT: f"time limit after {int(state.iterations[b])} iterations: {facts}",
-        }.get(status, status.name.lower())
-        if status is Status.NON_FINITE:
-            text = locate(state.engine, state.xs, state.us, b)
-        elif status is Status.STALLED and failed[b] >= 0:
-            text += f"; Q_uu is not positive definite at stage {failed[b]}"
-        texts.append(text)
-    return texts
+    facts = (
+        certificate.sweep.residual,
+        certificate.gap,
+        certificate.indefinite,
+        certificate.sweep.failed,
+        state.cost,
+        state.damping,
+        state.iterations,
+    )
+    numbers = zip(*(v.tolist() for v in facts), strict=True)
+    return [
+        locate(state.engine, state.xs, state.us, b)
+        if code is Status.NON_FINITE
+        else sentence(code, *own)
+        for b, (code, own) in enumerate(zip(codes, numbers, strict=True))
+    ]
+
+
+def sentence(
+    code: Status,
+    residual: float,
+    gap: float,
+    indefinite: int,
+    failed: int,
+    cost: float,
+    damping: float,
+    iterations: int,
+) -> str:
+    """Of one problem whose numbers are finite; the stages are -1 where there is none."""
+    text = SENTENCES.get(code, code.name.lower()).format(
+        facts=f"residual {residual:.1e}, gap {gap:.1e}",
+        indefinite=indefinite,
+        cost=cost,
+        damping=damping,
+        iterations=iterations,
+    )
+    if code is Status.STALLED and failed >= 0:
+        text += f"; Q_uu is not positive definite at stage {failed}"
+    return text
+
+
+SENTENCES = {
+    Status.CONVERGED: "converged: {facts}",
+    Status.MAX_ITERATIONS: "stopped after {iterations} iterations: {facts}",
+    Status.STALLED: "no step accepted up to damping {damping:.0e}: {facts}",
+    Status.PRECISION: "nothing left to gain above the rounding of the cost: {facts}",
+    Status.SADDLE: (
+        "stationary, but Q_uu is indefinite at stage {indefinite}: a saddle, no minimum; perturb "
+        "the initial controls"
+    ),
+    Status.UNBOUNDED: "the cost fell to {cost:.1e}: it has no lower bound",
+    Status.INTERRUPTED: "interrupted after {iterations} iterations: {facts}",
+    Status.TIME_LIMIT: "time limit after {iterations} iterations: {facts}",
+}
 
 
 def locate(engine: Engine, xs: Stages, us: Stages, b: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,8 @@ def make_solver(method: str | Solver = "ddp", **options: Any) -> Solver:
         return replace(method, **options) if options else method
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+    if not options:
+        return usual(method)
     kind = METHODS[method]
     own = {f.name for f in dataclasses.fields(kind)} - {"rules"}
     shared = {f.name for f in dataclasses.fields(Rules)}
@@ -37,6 +40,12 @@ def make_solver(method: str | Solver = "ddp", **options: Any) -> Solver:
     solver = kind(**{k: v for k, v in options.items() if k in own or k == "rules"})
     changed = {k: v for k, v in options.items() if k in shared}
     return replace(solver, rules=replace(solver.rules, **changed)) if changed else solver
+
+
+@functools.cache
+def usual(method: str) -> Solver:
+    """One without options: it is immutable."""
+    return METHODS[method]()
 
 
 def solve(

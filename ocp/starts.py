@@ -17,16 +17,18 @@ from torch import Tensor
 from ocp import engines, feedback, layout
 from ocp.problem import Problem, Stages
 from ocp.solution import Solution, Status
+from ocp.solvers.at_once import AtOnce, at_once
 from ocp.solvers.loop import Callback, Solver, State, zero_controls
 from ocp.solvers.run import BUDGET, Budget, finish, run
-from ocp.solvers.subset import subproblem, take
-from ocp.stages import each, pack
+from ocp.solvers.subset import put, subproblem, take
+from ocp.stages import pack
 
 
 class Guess(NamedTuple):
     """Controls (T, m) or (B, T, m), or lists over t; states likewise, or None to roll out.
 
-    What solves on the way to the guess cost, per problem, is counted with the solve itself.
+    What solves on the way to the guess cost, per problem, is counted with the solve itself. A start
+    that has solved a part of the problem itself says how far: the solve goes on from there.
     """
 
     controls: Any
@@ -34,6 +36,7 @@ class Guess(NamedTuple):
     iterations: Tensor | int = 0
     rollouts: Tensor | int = 0
     sweeps: Tensor | int = 0
+    reached: tuple[State, tuple[float, ...]] | AtOnce | None = None  # and the seconds of its steps
 
 
 Start = Callable[[Problem, Solver], Guess]
@@ -99,9 +102,12 @@ class weight_continuation:  # noqa: N801
                 cost=weighted(problem.cost, problem.wants[1], problem.wants[2]),
                 parameters={**problem.parameters, WEIGHT: problem.x0.new_tensor(weight)},
             )
-            state = finish(loose, easier, begin(loose, easier, guess))
-            spent = {k: getattr(state, k) for k in SPENT}
-            guess = Guess(layout.stages_out(problem, state.us), **spent)
+            made = quick(loose, easier, guess)
+            if made is not None and made.finished:
+                guess = Guess(made.answer.us, None, *made.spent)
+                continue
+            state = finish(loose, easier, going_on(loose, easier, guess, made)[0])
+            guess = Guess(layout.stages_out(problem, state.us), None, *spent_by(state))
         return guess
 
 
@@ -123,27 +129,33 @@ class settle:  # noqa: N801
     patience: int = 12
 
     def __call__(self, problem: Problem, solver: Solver) -> Guess:
-        limit = solver.rules.max_iterations
-        short = at_most(solver, min(self.patience, limit))
-        tried = finish(short, problem, begin(short, problem, self.first(problem, solver)))
-        closed = (tried.gap <= solver.rules.tolerances(tried.gap.dtype)[2]) & torch.isfinite(
-            tried.cost
-        )
-        xs, us = tried.xs, tried.us
-        spent = [getattr(tried, k) for k in SPENT]
-        left = (~closed).nonzero()[:, 0]
-        if len(left) > 0:
+        limit, guess = solver.rules.max_iterations, self.first(problem, solver)
+        gap_tolerance = solver.rules.tolerances(problem.x0.dtype)[2]
+        most = min(self.patience, limit)
+        made = quick(solver, problem, guess, most)
+        if made is not None and made.answer.reals["gap"] <= gap_tolerance:
+            return Guess(made.answer.us, made.answer.xs, *made.spent, reached=made)
+        if made is None:
+            short, budget = at_most(solver, most), BUDGET.get() or Budget()
+            first = begin(short, problem, guess)
+            state, seconds = run(short, problem, first, budget.callback)
+        else:
+            state, seconds = made.state(), made.seconds
+        left = (~((state.gap <= gap_tolerance) & torch.isfinite(state.cost))).nonzero()[:, 0]
+        more = (state.status == Status.MAX_ITERATIONS) & (state.iterations < limit)
+        state = state._replace(status=torch.where(more, int(Status.RUNNING), state.status))
+        if len(left) > 0 and Status.INTERRUPTED not in state.status.tolist():
             rest = subproblem(problem, left) if problem.batched else problem
-            second = self.otherwise(rest, at_most(solver, limit - min(self.patience, limit)))
-            start = solver.init(rest, second.controls, second.states)
-            xs, us = (
-                each(lambda whole, part: whole.index_copy(-2, left, part), a, b)
-                for a, b in ((xs, start.xs), (us, start.us))
-            )
-            more = [torch.zeros_like(left) + getattr(second, k) for k in SPENT]
-            spent = [a.index_add(0, left, b) for a, b in zip(spent, more, strict=True)]
-        states = layout.stages_out(problem, xs, per_sample=True)
-        return Guess(layout.stages_out(problem, us), states, *spent)
+            second = self.otherwise(rest, at_most(solver, limit - most))
+            spent = {k: getattr(state, k)[left] + getattr(second, k) for k in SPENT}
+            state = put(state, begin(solver, rest, second._replace(**spent)), left)
+        states = layout.stages_out(problem, state.xs, per_sample=True)
+        controls = layout.stages_out(problem, state.us)
+        return Guess(controls, states, *spent_by(state), reached=(state, seconds))
+
+
+def spent_by(state: State) -> tuple[Tensor, Tensor, Tensor]:
+    return state.iterations, state.rollouts, state.sweeps
 
 
 def at_most(solver: Solver, iterations: int) -> Solver:
@@ -256,14 +268,18 @@ def solve_from(
     Iterations, roll-outs and sweeps of the result count all starts and what led to them.
     """
     members, best = chosen(problem, starts), None
-    budget = Budget(time_limit)
+    budget = Budget(time_limit, callback)
     token = BUDGET.set(budget)
     try:
         if len(members) > 1:
             state, best, seconds = race(problem, solver, members, callback)
         else:
-            state = begin(solver, problem, members[0](problem, solver))
-            state, seconds = run(solver, problem, state, callback)
+            guess = members[0](problem, solver)
+            made = guess.reached or quick(solver, problem, guess)
+            if isinstance(made, AtOnce) and made.finished:
+                return made.solution(budget.seconds)
+            state, seconds = going_on(solver, problem, guess, made)
+            state, seconds = run(solver, problem, state, callback, seconds)
     except KeyboardInterrupt:  # between two solves: what there is, is the simplest start
         state, seconds = begin(solver, problem, zero(problem, solver)), ()
         state = state._replace(status=torch.full_like(state.status, int(Status.INTERRUPTED)))
@@ -273,6 +289,28 @@ def solve_from(
     history = {**solution.history, "seconds": torch.tensor(seconds, dtype=torch.float64)}
     extra = {} if best is None else {"start": layout.batch_out(problem, best)}
     return replace(solution, history=history, seconds=budget.seconds, extra=extra)
+
+
+def going_on(
+    solver: Solver,
+    problem: Problem,
+    guess: Guess,
+    made: tuple[State, tuple[float, ...]] | AtOnce | None,
+) -> tuple[State, tuple[float, ...]]:
+    """Where a guess, or what was made of it, leads the solver; and seconds after each step."""
+    if made is None:
+        return begin(solver, problem, guess), ()
+    return (made.state(), made.seconds) if isinstance(made, AtOnce) else made
+
+
+def quick(solver: Solver, problem: Problem, guess: Guess, most: int | None = None) -> AtOnce | None:
+    """See `at_once`; None also where somebody looks at the clock, or at each step."""
+    budget = BUDGET.get() or Budget()
+    if problem.batched or budget.callback is not None or budget.time_limit is not None:
+        return None
+    spent = [int(getattr(guess, k)) for k in SPENT]
+    given = guess.controls, guess.states
+    return at_once(solver, problem, *given, most, spent, budget.seconds)
 
 
 def race(

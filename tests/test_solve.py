@@ -431,10 +431,22 @@ def test_what_a_start_solves_on_the_way_counts_and_is_limited():
     late = ocp.solve(problem, starts=ocp.starts.weight_continuation(), time_limit=0.0)
     assert late.status == Status.TIME_LIMIT and int(late.iterations) == 1
     watched = []
-    whole = ocp.solve(problem, callback=watched.append)
+    whole = ocp.solve(problem, starts=ocp.starts.weight_continuation(), callback=watched.append)
     first = watched[0]
     assert int(first.start.iterations) > 0 and 0 < first.start_seconds < first.seconds
     assert int(whole.iterations) == int(watched[-1].state.iterations)
+
+
+def test_the_first_steps_of_the_default_start_are_those_of_the_solve():
+    problem = swing().replace(goal=torch.tensor([math.pi, 0.0], dtype=F64))
+    watched = []
+    whole = ocp.solve(problem, callback=watched.append)
+    assert [r.iteration for r in watched] == list(range(1, len(watched) + 1))
+    assert int(watched[0].start.iterations) == 0
+    assert int(whole.iterations) == int(watched[-1].state.iterations)
+    assert all(len(v) == len(watched) for v in whole.history.values())
+    line = ocp.solve(problem, starts=ocp.starts.interpolate(0.35))
+    assert torch.equal(whole.states, line.states)  # the gaps of the line close early
 
 
 @pytest.mark.parametrize("after", [1, 150, 300])

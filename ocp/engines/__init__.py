@@ -3,7 +3,7 @@
 import os
 import warnings
 
-from ocp.engines.base import Engine, Expansion, Policy, Prepared, Recipe, Sweep, Trials
+from ocp.engines.base import Engine, Expansion, Policy, Prepared, Recipe, Sweep, Trials, Whole
 from ocp.engines.eager import Eager
 from ocp.problem import Problem
 from ocp.trial_calls import check_batched
@@ -17,7 +17,9 @@ __all__ = [
     "Recipe",
     "Sweep",
     "Trials",
+    "Whole",
     "make",
+    "whole",
 ]
 
 
@@ -34,7 +36,7 @@ def make(problem: Problem, name: str = "auto") -> Engine:
     Raises:
         ValueError: there is no engine of that name, or it cannot do the problem: says why.
     """
-    chosen = os.environ.get("OCP_ENGINE", "auto") if name == "auto" else name
+    chosen = chosen_name(name)
     own = getattr(problem.dynamics, "make_engine", None)
     if own is not None and chosen not in ("auto", "eager", "native"):
         return own(problem, chosen)
@@ -54,6 +56,33 @@ def make(problem: Problem, name: str = "auto") -> Engine:
             raise
         warn_once(f"{problem.name or 'the problem'} is solved in eager PyTorch: {error}")
         return make_eager(problem)
+
+
+def chosen_name(name: str) -> str:
+    return os.environ.get("OCP_ENGINE", "auto") if name == "auto" else name
+
+
+def whole(
+    problem: Problem, name: str, recipe: Recipe, damping: float, second_order: bool
+) -> Whole | None:
+    """What solves a small problem in one call; None where its pieces have to be asked for.
+
+    Args:
+        name: as of `make`.
+        recipe: of the solver.
+        damping, second_order: what the solve begins with.
+    """
+    if chosen_name(name) not in ("auto", "native") or problem.x0.device.type != "cpu":
+        return None
+    if problem.x0.ndim != 1 or not problem.uniform or problem.stagewise or problem.shared_controls:
+        return None
+    from ocp.engines.native.compiled import Refused, compiled_for
+    from ocp.engines.native.whole import whole_for
+
+    try:
+        return whole_for(problem, compiled_for(problem), recipe, damping, second_order)
+    except Refused:
+        return None
 
 
 def make_eager(problem: Problem) -> Eager:

@@ -6,7 +6,7 @@ to end, the augmented state of Liu, Chen, Theodorou (2019), eq. 17; its cost is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -75,8 +75,19 @@ class Sweep(NamedTuple):
     failed: Tensor  # (B,) int: last stage with Q_uu not positive definite on free controls; -1 none
 
 
+class Begun(NamedTuple):
+    """A guess as a trajectory: controls within their bounds, states rolled out unless given."""
+
+    xs: Stages  # (B, n), T + 1 of them
+    us: Stages  # (B, m)
+    gaps: Stages | None  # f(x, u) - x' where states were given
+    gap: Tensor  # (B,): sum of their magnitudes
+    cost: Tensor  # (B,)
+    finite: Tensor  # (B,) bool
+
+
 class Appraisal(NamedTuple):
-    """A trajectory without gaps, judged without damping: what a certificate needs.
+    """A trajectory judged without damping: what is said of it in a `Solution`.
 
     Of the models whose Q_uu is definite on free controls the first in: second order; that damped
     at the level of rounding; Gauss-Newton.
@@ -86,6 +97,8 @@ class Appraisal(NamedTuple):
     costates: Stages  # (B, n), T + 1 of them
     hus: Stages  # (B, m): H_u along them
     indefinite: Tensor  # (B,) int: last stage at which both second-order Q_uu are not; or -1
+    hamiltonian_residual: Tensor  # (B,): largest projected |H_u|
+    gap: Tensor  # (B,): largest |f - x'|
 
 
 class Trials(NamedTuple):
@@ -101,6 +114,47 @@ class Recipe(NamedTuple):
     on_state: bool  # where the damping goes
     trials: int  # step sizes 1, 1/2, ...
     limits: tuple[float, ...]  # `Limits`
+
+
+class Answer(NamedTuple):
+    """Where a solve of one problem got to; shapes without B. See `Whole`."""
+
+    finished: bool  # it stopped, and has been appraised
+    xs: Tensor  # (T + 1, n)
+    us: Tensor  # (T, m)
+    told: Tensor  # (6,): cost, residual, largest |H_u|, largest gap, slope, curvature
+    reals: dict[str, float]  # numbers of the state
+    counts: dict[str, int]
+    rows: dict[str, Tensor]  # the history, (steps,) each
+    steps: int
+    # What follows is said of a trajectory that is finished, as in `Appraisal`:
+    costates: Tensor
+    k: Tensor
+    K: Tensor
+    vx: Tensor
+    vxx: Tensor
+    indefinite: int
+    failed: int
+    # and this of one that is not:
+    gaps: Tensor | None  # (T, n)
+    feedback: Tensor | None  # (T, m, n)
+
+
+class Whole(Protocol):
+    """A small problem solved in one call.
+
+    Attributes:
+        chunk: iterations that are known not to take long.
+    """
+
+    chunk: int
+
+    def __call__(
+        self, controls: Tensor, states: Tensor | None, most: int, spent: Sequence[int]
+    ) -> Answer:
+        """At most so many iterations from controls (T, m), and states (T + 1, n) unless they are
+        rolled out. Contiguous, as the problem's x0 otherwise; they need not be finite.
+        ``spent``: iterations, rollouts and sweeps that were made before."""
 
 
 class Prepared(Protocol):
@@ -135,12 +189,14 @@ class Engine(Protocol):
     name: str
     problem: Problem
 
+    def begin(self, us: Stages, xs: Stages | None = None) -> Begun: ...
     def rollout(self, us: Stages) -> Stages: ...
     def total_cost(self, xs: Stages, us: Stages) -> Tensor: ...
     def gaps(self, xs: Stages, us: Stages) -> Stages: ...
     def expand(self, xs: Stages, us: Stages) -> Expansion: ...
     def curvature(self, xs: Stages, us: Stages) -> SecondOrder: ...
     def curvature_along(self, xs: Stages, us: Stages, ps: Stages) -> SecondOrder: ...
+    def box(self, us: Stages) -> tuple[Stages, Stages] | None: ...
     def costates(self, expansion: Expansion) -> tuple[Stages, Stages]: ...
     def appraise(self, xs: Stages, us: Stages) -> Appraisal: ...
     def linear_rollout(

@@ -13,6 +13,7 @@ from torch.func import grad, jacrev, vmap
 from ocp.engines import riccati
 from ocp.engines.base import (
     Appraisal,
+    Begun,
     Curvature,
     Expansion,
     Policy,
@@ -24,7 +25,7 @@ from ocp.engines.base import (
 )
 from ocp.engines.indexing import ComputedIndices
 from ocp.problem import Problem, Stages
-from ocp.stages import each, earlier, largest, later, pack
+from ocp.stages import absolute_sum, each, earlier, finite, largest, later, pack
 
 CHUNK = 32_768  # samples in one call for derivatives: bounds memory, costs nothing below
 TABLE = 2_048  # contractions a stage up to which all stages are done ahead, see `Eager.curvature`
@@ -62,6 +63,21 @@ class Eager:
     def step(self, x: Tensor, u: Tensor, t: int) -> Tensor:
         """(L, n), (L, m) -> (L, n') for any multiple L of B."""
         return self._at(self.problem.f, t, x, u).reshape(x.shape[0], -1)
+
+    @torch.no_grad()
+    def begin(self, us: Stages, xs: Stages | None = None) -> Begun:
+        """See `Begun`; states that are given may leave gaps."""
+        lower, upper = self.problem.lower, self.problem.upper
+        if lower is not None and upper is not None:
+            us = each(lambda u, lo, hi: torch.minimum(torch.maximum(u, lo), hi), us, lower, upper)
+        gaps = None
+        if xs is None:
+            xs = self.rollout(us)
+        else:
+            gaps = self.gaps(xs, us)
+        cost = self.total_cost(xs, us)
+        gap = torch.zeros_like(cost) if gaps is None else absolute_sum(gaps)
+        return Begun(xs, us, gaps, gap, cost, torch.isfinite(cost + gap) & finite(xs))
 
     @torch.no_grad()
     def rollout(self, us: Stages) -> Stages:
@@ -152,13 +168,15 @@ class Eager:
         proximal: bool = False,
     ) -> Sweep:
         """Backward pass; bounds are met by the box-QP of each stage. See `riccati.sweep`."""
-        box = None
-        if self.problem.lower is not None and self.problem.upper is not None:
-            box = (
-                each(torch.sub, self.problem.lower, us),
-                each(torch.sub, self.problem.upper, us),
-            )
+        box = self.box(us)
         return riccati.sweep(expansion, gaps, damping, curvature, box, on_state, proximal)
+
+    def box(self, us: Stages) -> tuple[Stages, Stages] | None:
+        """What the bounds leave to changes of the controls."""
+        lower, upper = self.problem.lower, self.problem.upper
+        if lower is None or upper is None:
+            return None
+        return each(torch.sub, lower, us), each(torch.sub, upper, us)
 
     def costates(self, expansion: Expansion) -> tuple[Stages, Stages]:
         """p and H_u, see `riccati.costates`."""
@@ -173,16 +191,18 @@ class Eager:
         expansion, curvature = self.expand(xs, us), self.curvature(xs, us)
         ps, hus = self.costates(expansion)
         zero = torch.zeros_like(expansion.phix[:, 0])
+        gap = largest(each(torch.abs, self.gaps(xs, us)))
+        told = riccati.largest_projected(hus, self.box(us)), gap
         sweep = self.sweep(expansion, us, None, zero, curvature)
         if bool((sweep.failed < 0).all()):
-            return Appraisal(sweep, ps, hus, sweep.failed)
+            return Appraisal(sweep, ps, hus, sweep.failed, *told)
         size = largest(each(lambda H: H.abs().flatten(-2), expansion.lzz))
         tiny = torch.finfo(zero.dtype).eps ** 0.5 * size.clamp_min(torch.finfo(zero.dtype).tiny)
         nearly = self.sweep(expansion, us, None, tiny, curvature)
         sweep = riccati.merge(sweep.failed < 0, sweep, nearly)
         gauss_newton = self.sweep(expansion, us, None, zero, None)
         sweep = riccati.merge(sweep.failed < 0, sweep, gauss_newton)
-        return Appraisal(sweep, ps, hus, nearly.failed)
+        return Appraisal(sweep, ps, hus, nearly.failed, *told)
 
     def linear_rollout(
         self, expansion: Expansion, policy: Policy, gaps: Stages | None

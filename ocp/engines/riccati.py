@@ -134,6 +134,16 @@ def projected(qu: Tensor, limits: tuple[Tensor, Tensor] | None) -> Tensor:
     return qu.abs().amax(dim=-1)
 
 
+def largest_projected(gradient: Stages, limits: tuple[Stages, Stages] | None) -> Tensor:
+    """Largest ``|u - clip(u - g, lo, hi)|`` over the stages: (B,)."""
+    if isinstance(gradient, Tensor):  # all stages at once
+        return projected(gradient, limits).amax(dim=0)  # type: ignore[arg-type]
+    parts = []
+    for t, g in enumerate(gradient):
+        parts.append(projected(g, None if limits is None else (limits[0][t], limits[1][t])))
+    return torch.stack(parts).amax(dim=0)
+
+
 def costates(expansion: Expansion) -> tuple[Stages, Stages]:
     """``p[T] = phi_x``, ``p[t] = H_x``; and H_u: the exact gradient of J (Theorem 1, eq. 4).
 

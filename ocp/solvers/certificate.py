@@ -2,52 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ocp import layout
-from ocp.engines import Engine, Sweep
-from ocp.engines.riccati import projected
 from ocp.problem import Problem, Stages
 from ocp.solution import Policy, Solution, Status, Value
-from ocp.stages import each, largest
 
 if TYPE_CHECKING:
     from ocp.solvers.loop import Solver, State
-
-
-class Certificate(NamedTuple):
-    """Facts about a trajectory; (B,) but for the stages."""
-
-    sweep: Sweep
-    costates: Stages
-    hamiltonian_residual: Tensor
-    gap: Tensor  # largest |f - x'|
-    indefinite: Tensor  # int: last stage where the second-order Q_uu is truly indefinite, or -1
-
-
-def certify(engine: Engine, xs: Stages, us: Stages) -> Certificate:
-    """One undamped sweep, second order where that is definite, and the costates."""
-    sweep, ps, hus, indefinite = engine.appraise(xs, us)
-    residual = largest_projected(engine.problem, hus, us)
-    gap = largest(each(torch.abs, engine.gaps(xs, us)))
-    return Certificate(sweep, ps, residual, gap, indefinite)
-
-
-def largest_projected(problem: Problem, gradient: Stages, us: Stages) -> Tensor:
-    """Largest ``|u - clip(u - g, lo, hi)|``: (B,)."""
-    lower, upper = problem.lower, problem.upper
-    limits = None
-    if lower is not None and upper is not None:
-        limits = each(torch.sub, lower, us), each(torch.sub, upper, us)
-    if isinstance(gradient, Tensor):  # all stages at once
-        return projected(gradient, limits).amax(dim=0)  # type: ignore[arg-type]
-    parts = []
-    for t, g in enumerate(gradient):
-        parts.append(projected(g, None if limits is None else (limits[0][t], limits[1][t])))
-    return torch.stack(parts).amax(dim=0)
 
 
 def conclude(solver: Solver, problem: Problem, state: State) -> Solution:
@@ -55,14 +20,14 @@ def conclude(solver: Solver, problem: Problem, state: State) -> Solution:
     from ocp.report import messages
 
     engine = state.engine
-    certificate = certify(engine, state.xs, state.us)
-    if bool((certificate.indefinite >= 0).any()):
-        state = state._replace(status=with_saddles(solver, state, certificate))
-    texts = messages(solver, state, certificate)
-    codes = [Status(s) for s in state.status.tolist()]
-    out = lambda s: layout.stages_out(problem, s)
+    certificate = engine.appraise(state.xs, state.us)
+    tolerance = solver.rules.tolerances(state.cost.dtype)[0]
+    facts = state.status, certificate.indefinite, certificate.sweep.residual
+    code, indefinite, residual = (v.tolist() for v in facts)
+    codes = [judged(*of, tolerance) for of in zip(code, indefinite, residual, strict=True)]
+    texts = messages(state, certificate, codes)
+    out = lambda s: layout.stages_out(problem, s, fresh=True)
     single = lambda v: layout.batch_out(problem, v)
-    split = lambda s: layout.stages_out(problem, s, per_sample=True)
     sweep, K = certificate.sweep, certificate.sweep.policy.K
     assert K is not None
     bounds: dict[str, Any] = {}
@@ -73,12 +38,16 @@ def conclude(solver: Solver, problem: Problem, state: State) -> Solution:
         for key in (state.rows or ({},))[0]
     }
     return Solution(
-        states=split(state.xs),
-        controls=out(state.us),
-        costates=split(certificate.costates),
+        states=layout.stages_out(problem, state.xs, per_sample=True),
+        controls=layout.stages_out(problem, state.us),
+        costates=layout.stages_out(problem, certificate.costates, per_sample=True, fresh=True),
         cost=single(state.cost),
         policy=Policy(
-            states=out(state.xs), controls=out(state.us), k=out(sweep.policy.k), K=out(K), **bounds
+            states=layout.stages_out(problem, state.xs),
+            controls=layout.stages_out(problem, state.us),
+            k=out(sweep.policy.k),
+            K=out(K),
+            **bounds,
         ),
         value=Value(out(sweep.vx), out(sweep.vxx)),
         status=codes if problem.batched else codes[0],
@@ -97,15 +66,11 @@ def conclude(solver: Solver, problem: Problem, state: State) -> Solution:
     )
 
 
-def with_saddles(solver: Solver, state: State, certificate: Certificate) -> Tensor:
-    """The status, SADDLE for what ended where Q_uu is indefinite."""
-    ended = torch.zeros_like(state.status, dtype=torch.bool)
-    for code in (Status.CONVERGED, Status.PRECISION, Status.STALLED):
-        ended = ended | (state.status == code)
-    tolerance = solver.rules.tolerances(state.cost.dtype)[0]
-    stationary = (state.status == Status.CONVERGED) | (certificate.sweep.residual <= tolerance)
-    saddle = (certificate.indefinite >= 0) & ended & stationary
-    return torch.where(saddle, int(Status.SADDLE), state.status)
+def judged(code: int, indefinite: int, residual: float, tolerance: float) -> Status:
+    """The status, SADDLE for what ended stationary where Q_uu is indefinite."""
+    ended = code in (Status.CONVERGED, Status.PRECISION, Status.STALLED)
+    stationary = code == Status.CONVERGED or residual <= tolerance
+    return Status.SADDLE if indefinite >= 0 and ended and stationary else Status(code)
 
 
 def joined(blocks: list[Tensor]) -> Tensor:

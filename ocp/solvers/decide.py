@@ -6,6 +6,7 @@ numbers touch another's.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,6 +45,7 @@ class Rules:
         given = (self.tolerance, self.cost_tolerance, self.gap_tolerance)
         return tuple(d if g is None else g for d, g in zip(defaults, given, strict=True))  # type: ignore[return-value]
 
+    @functools.lru_cache(maxsize=64)  # noqa: B019  (rules are few, small and immutable)
     def limits(self, dtype: torch.dtype) -> Limits:
         """The numbers in force for a dtype."""
         own = {k: float(getattr(self, k)) for k in Limits._fields[3:-1]}

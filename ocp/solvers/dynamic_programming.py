@@ -39,12 +39,15 @@ class ILQR(Solver):
     # -- whole iterations, where the engine makes them -------------------------------------------
     def recipe(self, state: State) -> Recipe | None:
         """What such an engine has to know; None where this step is not one it knows."""
+        return None if state.memory is not None else self.whole_iterations(state.cost.dtype)
+
+    def whole_iterations(self, dtype: torch.dtype) -> Recipe | None:
+        """What it has to know of a solver that keeps no memory of earlier steps."""
         usual = type(self).decide is Solver.decide and type(self).direction is ILQR.direction
-        trajectory = self.regularisation != "proximal"
-        if not usual or not trajectory or self.mode is None or state.memory is not None:
+        if not usual or self.regularisation == "proximal" or self.mode is None:
             return None
-        limits = self.own_rules.limits(state.cost.dtype)
-        return Recipe(self.mode, self.regularisation == "state", self.trials, tuple(limits))
+        limits = self.own_rules.limits(dtype)
+        return Recipe(self.mode, self.regularisation == "state", self.trials, limits)
 
     @property
     def mode(self) -> int | None:

@@ -15,7 +15,9 @@ from ocp.problem import Problem, Stages
 from ocp.solution import Solution, Status
 from ocp.solvers.certificate import conclude
 from ocp.solvers.decide import Decision, Record, Rules, decide
-from ocp.stages import absolute_sum, choose, each, finite, where
+from ocp.stages import choose, each, finite, where
+
+FEW = 64  # numbers up to which Python looks at each: an operation of PyTorch takes microseconds
 
 
 class Direction(NamedTuple):
@@ -56,6 +58,8 @@ class State(NamedTuple):
 
     @property
     def running(self) -> bool:
+        if self.status.shape[0] <= FEW:
+            return Status.RUNNING in self.status.tolist()
         return bool((self.status == Status.RUNNING).any())
 
 
@@ -120,43 +124,29 @@ class Solver:
         """
         engine = engines.make(problem, self.engine)
         us = zero_controls(problem) if controls is None else layout.controls_in(problem, controls)
-        if problem.lower is not None and problem.upper is not None:
-            us = each(
-                lambda u, lo, hi: torch.minimum(torch.maximum(u, lo), hi),
-                us,
-                problem.lower,
-                problem.upper,
-            )
-        gaps, gap = None, problem.x0.new_zeros(problem.batch)
-        if states is None:
-            xs = engine.rollout(us)
-        elif self.accepts_gaps:
-            xs = layout.states_in(problem, states)
-            gaps = engine.gaps(xs, us)
-            gap = absolute_sum(gaps)
-        else:
+        if states is not None and not self.accepts_gaps:
             raise ValueError(f"method {self.name!r} rolls its controls out: it takes no states.")
-        cost = engine.total_cost(xs, us)
-        fine = torch.isfinite(cost + gap) & finite(xs)
-        count = torch.zeros_like(cost, dtype=torch.int64)
+        xs = None if states is None else layout.states_in(problem, states)
+        begun = engine.begin(us, xs)
+        count = torch.zeros_like(begun.cost, dtype=torch.int64)
         return State(
             engine=engine,
-            xs=xs,
-            us=us,
-            gaps=gaps,
+            xs=begun.xs,
+            us=begun.us,
+            gaps=begun.gaps,
             costates=None,
-            cost=cost,
-            gap=gap,
-            start_cost=cost,
-            damping=torch.full_like(cost, self.rules.damping_start),
-            penalty=torch.zeros_like(cost),
-            second_order=torch.full_like(fine, self.starts_second_order),
+            cost=begun.cost,
+            gap=begun.gap,
+            start_cost=begun.cost,
+            damping=torch.full_like(begun.cost, self.rules.damping_start),
+            penalty=torch.zeros_like(begun.cost),
+            second_order=torch.full_like(begun.finite, self.starts_second_order),
             weak=count,
-            status=torch.where(fine, int(Status.RUNNING), int(Status.NON_FINITE)),
+            status=torch.where(begun.finite, int(Status.RUNNING), int(Status.NON_FINITE)),
             iterations=count,
             rollouts=count,
             sweeps=count,
-            residual=torch.full_like(cost, torch.inf),
+            residual=torch.full_like(begun.cost, torch.inf),
             rows=(),
         )
 
@@ -180,6 +170,10 @@ class Solver:
 
     def recipe(self, state: State) -> engines.Recipe | None:
         """What an engine that makes whole iterations has to know; None: it cannot make them."""
+        return None
+
+    def whole_iterations(self, dtype: torch.dtype) -> engines.Recipe | None:
+        """The same for a solve that begins."""
         return None
 
     def steps(self, problem: Problem, state: State, most: int) -> State:

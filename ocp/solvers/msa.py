@@ -35,9 +35,9 @@ import torch
 from torch import Tensor
 
 from ocp.engines import Expansion, Policy
+from ocp.engines.riccati import largest_projected
 from ocp.problem import Problem, Stages
 from ocp.solution import Solution, Status
-from ocp.solvers.certificate import largest_projected
 from ocp.solvers.decide import Decision, Record, decide
 from ocp.solvers.hamiltonian import Hamiltonian, Minimiser, ProjectedNewton, flat, like, reworded
 from ocp.solvers.loop import Direction, Solver, State
@@ -82,7 +82,7 @@ class MSA(Solver):
             policy=Policy(k, None),
             slope=slope,
             curvature=torch.zeros_like(slope),
-            residual=largest_projected(state.engine.problem, hus, state.us),
+            residual=largest_projected(hus, state.engine.box(state.us)),
             usable=torch.isfinite(slope),
             sweeps=1,
             memory=memory,
@@ -190,7 +190,7 @@ class EMSA(Solver):
             policy=Policy(k, None),
             slope=slope,  # (A, B): of H, each weight has its own
             curvature=torch.zeros_like(state.cost),
-            residual=largest_projected(state.engine.problem, hus, state.us),
+            residual=largest_projected(hus, state.engine.box(state.us)),
             usable=torch.isfinite(slope).any(dim=0),
             sweeps=1,
         )

@@ -33,9 +33,8 @@ import torch
 from torch import Tensor
 
 from ocp.engines import Engine, Expansion, Policy
-from ocp.engines.riccati import dot, matvec
+from ocp.engines.riccati import dot, largest_projected, matvec
 from ocp.problem import Problem, Stages
-from ocp.solvers.certificate import largest_projected
 from ocp.solvers.hamiltonian import flat, like
 from ocp.solvers.loop import Direction, Solver, State
 
@@ -92,7 +91,7 @@ class PMP(Solver):
             policy=Policy(like(state.us, k), None),
             slope=slope,
             curvature=torch.zeros_like(slope),
-            residual=largest_projected(state.engine.problem, hus, state.us),
+            residual=largest_projected(hus, state.engine.box(state.us)),
             usable=torch.isfinite(slope),
             sweeps=1,
             memory=torch.cat((torch.stack(rows), s, y)),

@@ -40,8 +40,10 @@ class Working:
 
     def shrink(self) -> None:
         running = self.part.status == Status.RUNNING
+        if len(running) <= SMALL:
+            return
         count = int(running.sum())
-        if count == 0 or count > SHRINK * len(running) or len(running) <= SMALL:
+        if count == 0 or count > SHRINK * len(running):
             return
         if running.is_cuda and count < WIDE:
             return
@@ -60,10 +62,14 @@ class Working:
 
 
 class Budget:
-    """When to stop, and why; what a start solves on the way draws on the budget of the solve."""
+    """When to stop, and why; what a start solves on the way draws on the budget of the solve.
 
-    def __init__(self, time_limit: float | None = None) -> None:
-        self.begin, self.time_limit = time.perf_counter(), time_limit
+    Attributes:
+        callback: of the solve, for a start whose steps are the first of the solve itself.
+    """
+
+    def __init__(self, time_limit: float | None = None, callback: Callback | None = None) -> None:
+        self.begin, self.time_limit, self.callback = time.perf_counter(), time_limit, callback
         self.status: Status | None = None  # why it is over
 
     @property
@@ -82,37 +88,44 @@ BUDGET: ContextVar[Budget | None] = ContextVar("budget", default=None)
 
 
 def run(
-    solver: Solver, problem: Problem, state: State, callback: Callback | None = None
+    solver: Solver,
+    problem: Problem,
+    state: State,
+    callback: Callback | None = None,
+    before: tuple[float, ...] = (),
 ) -> tuple[State, tuple[float, ...]]:
     """Repeat `step` until every problem has a status. Ctrl-C keeps what there is.
 
     Without a callback an engine may make many steps in one call, all the faster; Ctrl-C and the
     time limit are seen between calls, and the seconds are divided evenly over their steps.
 
+    Args:
+        before: seconds after the last steps of the state, which belong to what is made here.
+
     Returns:
         The last state, and the seconds since the solve began after each step made here.
     """
-    budget, seconds = BUDGET.get() or Budget(), list[float]()
-    begun, earlier = budget.seconds, steps_of(state)
-    work = Working(solver, problem, state)
+    budget, seconds, start = BUDGET.get() or Budget(), list(before), state
+    begun, earlier = budget.seconds, steps_of(start) - len(before)
+    work = Working(solver, problem, start)
     most = 1 if callback or budget.time_limit is not None else first_chunk(problem)
     try:
         while work.part.running and budget.status is None:
-            before = seconds[-1] if seconds else begun
+            last = seconds[-1] if seconds else begun
             work.step(most)
             made, now = steps_of(work.part) - earlier - len(seconds), budget.seconds
-            seconds += [before + (now - before) * (i + 1) / made for i in range(made)]
+            seconds += [last + (now - last) * (i + 1) / made for i in range(made)]
             if callback is None:
-                most = 2 * most if now - before < LONG else max(1, most // 2)
-            if callback is not None and callback(report(work.merged(), seconds, state, begun)):
+                most = 2 * most if now - last < LONG else max(1, most // 2)
+            if callback is not None and callback(report(work.merged(), seconds, start, begun)):
                 budget.status = Status.INTERRUPTED
             budget.check()
     except KeyboardInterrupt:
         budget.status = Status.INTERRUPTED
     if budget.status is not None:
         work.stop(budget.status)
-    last = work.merged()
-    return last, tuple(seconds[: steps_of(last) - earlier])
+    state = work.merged()
+    return state, tuple(seconds[: steps_of(state) - earlier])
 
 
 def steps_of(state: State) -> int:

@@ -5,6 +5,7 @@
 // OCP_SINGLE for a CPU take B = 1 only. No entry keeps a pointer, and calls with different work
 // memory may run at the same time. On a GPU entries are kernels, and structures are passed by value.
 #pragma once
+#include "appraise.h"
 #include "group.h"
 #if OCP_DECIDE
 #include "loop.h"
@@ -78,35 +79,8 @@ struct SweepCall {
   Int* indefinite;       // out, with p: (B,) see `appraise`
   Real *slope, *curvature, *residual;  // out: (B,)
   Int *failed, *finite;  // out: (B,); finite: 1 where all derivatives that were used are
+  Real *hamiltonian, *gap;  // out, with p: (B,), largest projected |H_u| and largest |f - x'|
 };
-
-// Second order; where that is not definite, the same damped at the level of rounding; where that is
-// not either, Gauss-Newton, and `indefinite` is the stage. What `Eager.appraise` does.
-template <class V> OCP_FN Promise<V> appraise(Pass<V>& pass, Group<V>& g, V& indefinite) {
-  Promise<V> promise = sweep(pass, g);
-  MaskOf<V> failed = promise.failed >= V(0);
-  if (any(failed)) {
-    V size = V(0);
-    StageOf<V> own;
-    for (Int t = team_rank(); t < g.data->T; t += team_size()) {
-      const StageOf<V>& s = g.stage(t, own);
-      for (const V& entry : s.H) size = max_(size, abs_(entry));
-    }
-    size = team_max(size);
-    const V rounding = V(sizeof(Real) == 8 ? 1.4901161193847656e-08 : 3.4526698300124393e-04);
-    const V least = V(sizeof(Real) == 8 ? 2.2250738585072014e-308 : 1.1754943508222875e-38);
-    pass.damping = select(failed, rounding * max_(size, least), V(0));
-    promise = sweep(pass, g);
-    failed = promise.failed >= V(0);
-  }
-  indefinite = promise.failed;
-  if (any(failed)) {
-    pass.damping = select(failed, V(0), pass.damping);
-    pass.full = pass.full & !failed;
-    promise = sweep(pass, g);
-  }
-  return promise;
-}
 
 template <class V>
 OCP_FN void sweep_group(
@@ -149,6 +123,8 @@ OCP_FN void sweep_group(
     scatter(pass.p, T + 1, B, n, g.rows, count, call.p);
     scatter(pass.hu, T, B, m, g.rows, count, call.hu);
   }
+  const V hamiltonian = call.p ? largest_projected(g, pass.hu) : V(0);
+  const V gap = call.p ? largest_gap(g) : V(0);
   for (int l = 0; l < count; ++l) {
     const Int b = g.rows[l];
     call.slope[b] = get(promise.slope, l);
@@ -156,7 +132,10 @@ OCP_FN void sweep_group(
     call.residual[b] = get(promise.residual, l);
     call.failed[b] = Int(get(promise.failed, l));
     call.finite[b] = get(g.residue, l) == 0;
-    if (call.p) call.indefinite[b] = Int(get(indefinite, l));
+    if (!call.p) continue;
+    call.indefinite[b] = Int(get(indefinite, l));
+    call.hamiltonian[b] = get(hamiltonian, l);
+    call.gap[b] = get(gap, l);
   }
 }
 
@@ -356,6 +335,13 @@ OCP_ENTRY ocp_total_cost(OCP_GIVEN(Data) data, Int L, const Real* xs, const Real
   });
 }
 
+#include "begin.h"
+
+OCP_ENTRY ocp_begin(OCP_GIVEN(Data) data, OCP_GIVEN(ocp::BeginCall) call) {
+  if (call.states) return ocp::begin_with_gaps(data, call);
+  ocp::each_group(data, [&](auto& g, int count, auto&) { ocp::begin_group(data, call, g, count); });
+}
+
 #if OCP_DECIDE
 // Returns the largest number of steps that a problem took.
 extern "C" __attribute__((visibility("default"))) Int ocp_iterate(
@@ -374,6 +360,14 @@ extern "C" __attribute__((visibility("default"))) Int ocp_iterate(
 }
 
 #include "again.h"
+#include "whole.h"
+
+#if OCP_SINGLE
+extern "C" __attribute__((visibility("default"))) void ocp_whole(
+    const Data& data, const ocp::Whole& call) {
+  ocp::whole(data, call);
+}
+#endif
 
 // Steps as `ocp_iterate`; 0 where the caller has to go on from the plan by the pieces.
 extern "C" __attribute__((visibility("default"))) Int ocp_again(

@@ -29,8 +29,15 @@ class SweepCall(Structure):
 
     _fields_ = fields(
         "fz:p lz:p lzz:p phix:p phixx:p table:p xs:p us:p gaps:p damping:p full:p on_state:i "
-        "k:p K:p vx:p vxx:p p:p hu:p indefinite:p slope:p curvature:p residual:p failed:p finite:p"
+        "k:p K:p vx:p vxx:p p:p hu:p indefinite:p slope:p curvature:p residual:p failed:p finite:p "
+        "hamiltonian:p gap:p"
     )
+
+
+class BeginCall(Structure):
+    """Of ``ocp_begin``; see begin.h for shapes."""
+
+    _fields_ = fields("x0:p us:p states:p xs:p clipped:p gaps:p cost:p gap:p finite:p")
 
 
 class FollowCall(Structure):
@@ -72,6 +79,12 @@ class Again(Structure):
     )
 
 
+class Whole(Structure):
+    """Of ``ocp_whole``; see whole.h for shapes."""
+
+    _fields_ = fields("x0:p us:p states:p out:p iterate:p facts:p")
+
+
 REALS = ("cost", "gap", "start_cost", "damping", "penalty", "residual")
 COUNTS = ("second_order", "weak", "status", "iterations", "rollouts", "sweeps")
 ROWS = (
@@ -94,6 +107,7 @@ class Info(NamedTuple):
 
 
 ARGUMENTS = {  # of each entry after `Data`: addresses, unless i
+    "ocp_begin": "p",
     "ocp_rollout": "ppp",
     "ocp_total_cost": "ippp",
     "ocp_gaps": "ppp",
@@ -105,6 +119,7 @@ ARGUMENTS = {  # of each entry after `Data`: addresses, unless i
     "ocp_follow": "p",
     "ocp_iterate": "p",
     "ocp_again": "p",
+    "ocp_whole": "p",
     "ocp_ensemble_bytes": "",
     "ocp_ensemble_sweep": "p",
     "ocp_ensemble_follow": "p",

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.engines.base import Recipe
+from ocp.engines.base import Begun, Recipe
+from ocp.engines.eager import Eager
 from ocp.engines.native import abi, grid
 from ocp.engines.native.compiled import Compiled
 from ocp.engines.native.engine import Native, address
-from ocp.problem import Problem
+from ocp.problem import Problem, Stages
 
 
 class Cuda(Native):
@@ -41,6 +42,9 @@ class Cuda(Native):
         count = grid.units(self.form, self.problem.batch, each, self.library.memory)
         self.data_block.threads = count
         return self.x0.new_empty(each * count, dtype=torch.uint8)
+
+    def begin(self, us: Stages, xs: Stages | None = None) -> Begun:
+        return Eager.begin(self, us, xs)
 
     def iterations(self, request: abi.Iterate, taken: Tensor) -> int:
         """One launch for all steps, one number to the host, one launch for the rows of problems

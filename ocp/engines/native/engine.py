@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import threading
 from ctypes import Structure, addressof, byref
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ocp.engines.base import Appraisal, Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
+from ocp.engines.base import Appraisal, Begun, Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
 from ocp.engines.eager import Eager
 from ocp.engines.native import abi
 from ocp.engines.native.compiled import Compiled, compiled_for, forget
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from ocp.engines.native.prepared import Prepared
 
 INT = torch.int64
+SCRATCH = 2**24  # bytes of work memory that a thread keeps
 
 
 class Native(Eager):
@@ -70,16 +73,19 @@ class Native(Eager):
     # -- calls ---------------------------------------------------------------------------------
     def call(self, entry: str, *arguments: Any) -> Any:
         if self.work is None:
-            size = self.library.ocp_work_bytes(byref(self.data_block))
-            self.use(torch.empty(size, dtype=torch.uint8))
+            self.data_block.work = scratch(self.work_bytes).data_ptr()
         return getattr(self.library, entry)(addressof(self.data_block), *map(word, arguments))
+
+    @cached_property
+    def work_bytes(self) -> int:
+        return int(self.library.ocp_work_bytes(byref(self.data_block)))
 
     def iterations(self, request: abi.Iterate, taken: Tensor) -> int:
         """Runs ``ocp_iterate``; the most steps that a problem took."""
         return int(self.call("ocp_iterate", request))
 
     def use(self, work: Tensor) -> None:
-        """As work memory, that of an engine of another problem of the same form for instance."""
+        """As work memory of its own; without, calls use that of their thread."""
         self.work = work
         self.data_block.work = work.data_ptr()
 
@@ -99,6 +105,19 @@ class Native(Eager):
         return self.problem.horizon, self.problem.batch, self.info.n, self.info.m
 
     # -- the model along a trajectory ----------------------------------------------------------
+    def begin(self, us: Stages, xs: Stages | None = None) -> Begun:
+        if not self.fits(us):
+            return super().begin(us, xs)
+        T, B, n, m = self.sizes
+        given, states = dense(us), optional(xs)
+        rolled, clipped = self.new(T + 1, B, n), self.new(T, B, m)
+        gaps = None if states is None else self.new(T, B, n)
+        told = self.new(B), self.new(B), self.integers(B)
+        arrays = self.x0, given, states, rolled, clipped, gaps, *told
+        self.call("ocp_begin", abi.BeginCall(*map(address, arrays)))
+        cost, gap, fine = told
+        return Begun(rolled, clipped, gaps, gap, cost, fine != 0)
+
     def rollout(self, us: Stages) -> Stages:
         if not self.fits(us):
             return super().rollout(us)
@@ -188,21 +207,26 @@ class Native(Eager):
 
     def appraise(self, xs: Stages, us: Stages) -> Appraisal:
         T, B, n, m = self.sizes
-        ps, hus = self.new(T + 1, B, n), self.new(T, B, m)
-        damping, full = self.new(B).zero_(), self.integers(B).fill_(1)
-        indefinite = self.integers(B)
-        arrays = (*(None,) * 6, dense(xs), dense(us), None, damping, full)
-        sweep = self._sweep(arrays, False, ps, hus, indefinite)
-        return Appraisal(sweep, ps, hus, indefinite)
+        judged = self.new(T + 1, B, n), self.new(T, B, m), self.integers(B)
+        largest = self.new(2, B).unbind()
+        arrays = *(None,) * 6, dense(xs), dense(us), None, self.x0.new_zeros(B), ones(B)
+        return Appraisal(self._sweep(arrays, False, judged, largest), *judged, *largest)
 
-    def _sweep(self, arrays: tuple[Tensor | None, ...], on_state: bool, *judged: Tensor) -> Sweep:
-        """Arrays as in `abi.SweepCall`; ``judged``: costates, H_u and the indefinite stage."""
+    def _sweep(
+        self,
+        arrays: tuple[Tensor | None, ...],
+        on_state: bool,
+        judged: tuple[Tensor | None, ...] = (None, None, None),
+        largest: tuple[Tensor | None, ...] = (None, None),
+    ) -> Sweep:
+        """Arrays as in `abi.SweepCall`; ``judged``: costates, H_u and the indefinite stage;
+        ``largest``: H_u and gap."""
         T, B, n, m = self.sizes
         k, K = self.new(T, B, m), self.new(T, B, m, n)
         vx, vxx = self.new(T + 1, B, n), self.new(T + 1, B, n, n)
         slope, bend, residual = self.new(3, B).unbind()
         failed, finite = self.integers(2, B).unbind()
-        results = k, K, vx, vxx, *(judged or (None,) * 3), slope, bend, residual, failed, finite
+        results = k, K, vx, vxx, *judged, slope, bend, residual, failed, finite, *largest
         pointers = [*map(address, arrays), int(on_state), *map(address, results)]
         self.call("ocp_sweep", abi.SweepCall(*pointers))
         return Sweep(Policy(k, K), vx, vxx, slope, bend, residual, failed)
@@ -235,7 +259,7 @@ class Native(Eager):
         limits, sizes = recipe_numbers(recipe, self.x0.dtype, self.x0.device)
         taken, handed = self.integers(2, B).unbind()
         before = state.feedback  # of problems that do not run any more
-        K = self.new(T, B, m, n).zero_() if before is None else dense(before).clone()
+        K = self.x0.new_zeros(T, B, m, n) if before is None else dense(before).clone()
         arrays = (*copies, gaps, reals, counts, rows, taken, handed, limits, K)
         modes = recipe.second_order, int(recipe.on_state)
         request = abi.Iterate(most, *modes, address(sizes), *map(address, arrays))
@@ -305,6 +329,25 @@ def recipe_numbers(
     """Its limits, and the step sizes 1, 1/2, ...."""
     limits = torch.tensor(recipe.limits, dtype=dtype, device=device)
     return limits, 0.5 ** torch.arange(recipe.trials, dtype=dtype, device=device)
+
+
+_own = threading.local()
+
+
+def scratch(size: int) -> Tensor:
+    """Work memory for one call: this thread's, which is kept unless it is large."""
+    kept: Tensor | None = getattr(_own, "memory", None)
+    if kept is None or kept.shape[0] < size:
+        kept = torch.empty(size, dtype=torch.uint8)
+        if size <= SCRATCH:
+            _own.memory = kept
+    return kept
+
+
+@functools.lru_cache(maxsize=16)
+def ones(count: int) -> Tensor:
+    """Integers that nobody writes to."""
+    return torch.ones(count, dtype=INT)
 
 
 def address(value: Tensor | None) -> int:

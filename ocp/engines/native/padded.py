@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.engines.base import Appraisal, Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
+from ocp.engines.base import Appraisal, Begun, Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
 from ocp.engines.eager import Eager
 from ocp.engines.native.compiled import Compiled
 from ocp.engines.native.engine import Native
@@ -120,6 +120,9 @@ class Padded(Native):
         return Expansion(fz, lz, lzz, phix, phixx, (n,) * len(self.at_x))
 
     # -- the model along a trajectory ------------------------------------------------------------
+    def begin(self, us: Stages, xs: Stages | None = None) -> Begun:
+        return Eager.begin(self, us, xs)
+
     def rollout(self, us: Stages) -> Stages:
         if not self.fits(us):
             return Eager.rollout(self, us)

@@ -16,7 +16,7 @@ from ocp.engines.base import Recipe
 from ocp.engines.native import abi
 from ocp.engines.native.emit import Program
 from ocp.engines.native.engine import INT, Native, recipe_numbers
-from ocp.engines.native.sources import Changed, Source
+from ocp.engines.native.whole import renewed
 from ocp.problem import Problem
 from ocp.solution import Status
 
@@ -89,19 +89,7 @@ class Prepared:
 
     def renew(self, problem: Problem) -> bool:
         """Read the numbers of its program anew; False where it needs another program."""
-        if self.program.stale():
-            return False
-        par, dat = self.engine.held[:2]
-        try:
-            if par is not None and self.sources:
-                place = par.data_ptr()
-                for source in self.sources:
-                    place += copy_into(place, source, problem, par)
-            if dat is not None and self.program.dat.sources:
-                dat.copy_(self.program.per_problem(problem))
-        except Changed:
-            return False
-        return True
+        return not self.program.stale() and renewed(self.engine, self.sources, problem)
 
     def begins_at(self, x0: Tensor) -> bool:
         """Take a state; False where it is another kind of tensor or not finite."""
@@ -131,19 +119,3 @@ class Prepared:
         u = torch.empty(shape, dtype=self.us.dtype)
         memmove(u.data_ptr(), self.us.data_ptr(), self.width)
         return u
-
-
-def copy_into(place: int, source: Source, problem: Problem, like: Tensor) -> int:
-    """Write what a shared source is now to an address; returns how many bytes.
-
-    Raises:
-        Changed: it is of another shape or kind.
-    """
-    value = source.read(problem)
-    if value.shape != source.shape or value.dtype != source.dtype:
-        raise Changed(f"{source.name} is another tensor now.")
-    if value.dtype != like.dtype or not value.is_contiguous() or value.device != like.device:
-        value = value.detach().to(like.device, like.dtype).contiguous()
-    size = value.numel() * like.element_size()
-    memmove(place, value.data_ptr(), size)
-    return size

@@ -1,0 +1,164 @@
+"""Solves in one native call against the same solves made of pieces."""
+
+import math
+
+import pytest
+import torch
+
+import ocp
+from ocp.engines.native import whole as native_whole
+from ocp.problems import acrobot, cartpole, pendulum
+from ocp.solution import Status
+from ocp.solvers import at_once as quick
+
+F64 = torch.float64
+FIELDS = (
+    *("states", "controls", "costates", "cost", "residual", "hamiltonian_residual", "gap"),
+    *("iterations", "rollouts", "sweeps"),
+)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What came of each native call."""
+    made = []
+    call = native_whole.Whole.__call__
+
+    def noted(self, *arguments):
+        made.append(call(self, *arguments))
+        return made[-1]
+
+    monkeypatch.setattr(native_whole.Whole, "__call__", noted)
+    return made
+
+
+def by_pieces(problem, method, **options):
+    """A callback sees every step: they are made one by one."""
+    return ocp.solve(problem, method, **options, callback=lambda r: None, engine="native")
+
+
+def same(a, b):
+    for name in FIELDS:
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+    assert (a.status, a.message, a.engine, a.method) == (b.status, b.message, b.engine, b.method)
+    for name in ("states", "controls", "k", "K"):
+        assert torch.equal(getattr(a.policy, name), getattr(b.policy, name)), name
+    assert torch.equal(a.value.vx, b.value.vx) and torch.equal(a.value.vxx, b.value.vxx)
+    assert a.history.keys() == b.history.keys()
+    for name in a.history.keys() - {"seconds"}:
+        assert torch.equal(a.history[name], b.history[name]), name
+    assert a.history["seconds"].shape == b.history["seconds"].shape
+    assert bool((a.history["seconds"].diff() >= 0).all())
+
+
+def bounded(dtype=F64):
+    """A pendulum torque that saturates; n = 2, m = 1."""
+    low, high = (torch.tensor([v], dtype=dtype) for v in (-0.4, 0.5))
+    return pendulum(x0=torch.tensor([0.3, 0.0], dtype=dtype)).replace(control_bounds=(low, high))
+
+
+CASES = {
+    "zero controls": lambda: (cartpole(), {"controls": torch.zeros(100, 1, dtype=F64)}),
+    "a guess with gaps": lambda: (cartpole(), {"starts": ocp.starts.interpolate(0.2)}),
+    "the default start": lambda: (pendulum(), {}),
+    "the default start, given up": lambda: (acrobot(), {"max_iterations": 40}),
+    "bounds": lambda: (bounded(), {"controls": torch.full((pendulum().horizon, 1), 3.0).double()}),
+    "single precision": lambda: (bounded(torch.float32), {}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("method", ["ilqr", "ddp"])
+def test_one_call_gives_what_the_pieces_give(name, method, calls):
+    problem, options = CASES[name]()
+    pieces = by_pieces(problem, method, **options)
+    assert not calls
+    once = ocp.solve(problem, method, **options, engine="native")
+    assert calls
+    same(once, pieces)
+
+
+def test_what_is_not_finished_in_a_call_goes_on_in_the_next(calls, monkeypatch):
+    problem, options = CASES["zero controls"]()
+    pieces = by_pieces(problem, "ilqr", **options)
+    native_whole._own.kept.clear()
+    monkeypatch.setattr(quick, "first_chunk", lambda problem: 7)
+    same(ocp.solve(problem, "ilqr", **options, engine="native"), pieces)
+    assert [a.finished for a in calls] == [False] and calls[0].steps == 7
+    ocp.solve(problem, "ilqr", **options, engine="native")
+    assert calls[-1].steps == 14  # what did not take long may take twice as many
+
+
+def test_numbers_that_changed_are_seen():
+    goal = torch.tensor([math.pi, 0.0], dtype=F64)
+    gain = {"value": torch.tensor(0.1, dtype=F64)}
+
+    def f(x, u, t, p):
+        return x + 0.05 * torch.stack((x[1], 9.81 * torch.sin(x[0]) * p["g"] + u[0]))
+
+    class Cost:
+        weight = 50.0
+
+        def stage(self, x, u, t):
+            return gain["value"] * u @ u
+
+        def terminal(self, x):
+            return self.weight * (x - goal) @ (x - goal)
+
+    cost = Cost()
+    x0 = torch.zeros(2, dtype=F64)
+    low = torch.full((1,), -2.0, dtype=F64)
+    problem = ocp.Problem(f, cost, x0, 40, 1, parameters={"g": 1.0}, control_bounds=(low, -low))
+    us = torch.zeros(40, 1, dtype=F64)
+
+    def checked(now):
+        same(ocp.solve(now, controls=us, engine="native"), by_pieces(now, "ddp", controls=us))
+
+    checked(problem)
+    checked(problem.replace(x0=torch.tensor([0.2, -0.1], dtype=F64)))
+    checked(problem.replace(parameters={"g": 0.7}))
+    checked(problem.replace(control_bounds=(low / 2, -low)))
+    goal[0] = 3.0
+    checked(problem)
+    gain["value"] = torch.tensor(0.3, dtype=F64)
+    checked(problem)
+    cost.weight = 30.0
+    checked(problem)
+
+
+def test_a_call_leaves_earlier_answers_alone():
+    problem = pendulum()
+    us = torch.zeros(problem.horizon, 1, dtype=F64)
+    first = ocp.solve(problem, controls=us, engine="native")
+    kept = first.states.clone(), first.value.vxx.clone(), first.history["cost"].clone()
+    other = problem.replace(x0=problem.x0 + 0.1)
+    ocp.solve(other, controls=us, engine="native")
+    assert torch.equal(first.states, kept[0]) and torch.equal(first.value.vxx, kept[1])
+    assert torch.equal(first.history["cost"], kept[2])
+    first.states.zero_()  # nothing else is made of the same memory
+    assert bool((first.policy.states != 0).any()) and bool((first.costates != 0).any())
+
+
+def test_a_start_that_is_not_finite_is_named_as_by_the_pieces(calls):
+    problem = ocp.Problem(
+        lambda x, u, t: x * x + u,
+        ocp.FunctionCost(lambda x, u, t: u @ u, lambda x: x @ x),
+        torch.full((1,), 10.0, dtype=F64),
+        20,
+        1,
+    )
+    solution = ocp.solve(problem, engine="native")
+    assert calls and solution.status == Status.NON_FINITE
+    assert "stage" in solution.message
+    with pytest.raises(ValueError, match="controls"):
+        ocp.solve(problem, controls=torch.full((20, 1), math.nan, dtype=F64), engine="native")
+
+
+def test_iterations_made_before_count(calls):
+    problem = cartpole()
+    start = ocp.starts.weight_continuation()
+    same(
+        ocp.solve(problem, starts=start, max_iterations=300, engine="native"),
+        by_pieces(problem, "ddp", starts=start, max_iterations=300),
+    )
+    assert len(calls) > 1
