@@ -151,7 +151,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         self.watch, self.good = Watch(), Good(0, [], None, torch.zeros(1), [])
         self.problem: Problem | None = None
         self.solver_state: State | None = None
-        self.places: list[tuple[Tensor, int, int, int]] = []
+        self.places: list[Tensor] = []  # the model's parameters in the order of the stages'
         self._restored: dict[str, Any] | None = None
         self._shape: tuple[Any, ...] = ()
         self._given: tuple[Any, ...] = ()
@@ -248,7 +248,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         shape = (
             tuple(m.training for m in self.modules),
             tuple((v.shape[1:], v.dtype, v.device) for v in given if isinstance(v, Tensor)),
-            self.decays(),
+            tuple(group["weight_decay"] for group in self.param_groups),
         )
         if self.problem is None or self._shape != shape:
             self.problem = compile(
@@ -312,9 +312,10 @@ class DDPOptimizer(torch.optim.Optimizer):
 
     def write(self, state: State) -> None:
         """Controls into the model."""
-        targets = [p for p, *_ in self.places]
-        values = [state.us[t][0, a:b].view(p.shape) for p, t, a, b in self.places]
-        torch._foreach_copy_(targets, values)
+        engine: Any = state.engine
+        us = engine.opened(state.us)
+        values = [v for form, u in zip(engine.forms, us, strict=True) for v in form.parameters(u)]
+        torch._foreach_copy_(self.places, values)
         self._written = self.weights_version()
 
     def solver_now(self) -> BatchDDP:
@@ -389,14 +390,10 @@ def restored(state: State, own: dict[str, Any]) -> State:
     return state
 
 
-def places_of(problem: Problem, model: nn.Module) -> list[tuple[Tensor, int, int, int]]:
-    """Each parameter with its stage and its place in the control."""
+def places_of(problem: Problem, model: nn.Module) -> list[Tensor]:
+    """The model's parameters, stage by stage."""
     values = dict(model.named_parameters())
-    return [
-        (values[p.name], t, p.start, p.stop)
-        for t, stage in enumerate(network_of(problem).stages)
-        for p in stage.parameters
-    ]
+    return [values[p.name] for stage in network_of(problem).stages for p in stage.parameters]
 
 
 def from_closure(closure: Any) -> tuple[Any, Tensor]:
