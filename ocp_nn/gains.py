@@ -85,7 +85,8 @@ def coordinates(source: Proximal | Paper | Separate, t: int) -> tuple[Tensor, Te
         L = source.factors[t]
         return torch.cholesky_solve(source.ws[t][:, None], L)[:, 0], torch.cholesky_inverse(L)
     z, C = source.zs[t], source.Cs[t]
-    return z, torch.eye(z.shape[0], dtype=z.dtype, device=z.device) if C is None else C
+    units = torch.eye(z.shape[0], dtype=z.dtype, device=z.device)
+    return z, torch.stack([C(unit) for unit in units], dim=1)
 
 
 def values(model: Model, source: Proximal, ys: list[Cotangents]) -> list[tuple[Tensor, Tensor]]:
