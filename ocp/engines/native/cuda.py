@@ -11,7 +11,7 @@ from ocp.engines.base import Recipe
 from ocp.engines.native import abi, grid
 from ocp.engines.native.compiled import Compiled
 from ocp.engines.native.engine import Native, address
-from ocp.problem import Problem
+from ocp.problem import Problem, Stages
 
 
 class Cuda(Native):
@@ -49,6 +49,14 @@ class Cuda(Native):
         most = int(taken.max())
         self.call("ocp_fill_rows", request, most)
         return most
+
+    def iterate(self, state: Any, recipe: Recipe, most: int) -> Any:
+        """PMP is made of the pieces here: its memory is laid out for packs."""
+        return None if recipe.pairs is not None else super().iterate(state, recipe, most)
+
+    def of(self, us: Stages) -> Native | None:
+        """Work memory is the device's: no copies of problems for trials side by side."""
+        return self if self.fits(us) else None
 
     def prepare(self, recipe: Recipe, damping: float, steps: int, shift: int) -> None:
         """Calls set up beforehand save microseconds of Python: on the CPU alone."""
