@@ -172,7 +172,7 @@ def test_a_callback_sees_every_step_and_a_diverging_member_harms_nobody():
     seen = []
     watched = ocp.solve(problem, "pmp", engine="native", callback=lambda r: seen.append(r.cost))
     plain = ocp.solve(problem, "pmp", engine="native")
-    assert len(seen) == plain.history["cost"].shape[-1]
+    assert len(seen) == len(plain.history["cost"])
     close(watched.controls, plain.controls, 1e-12)
     sick = problem.replace(x0=problem.x0.index_fill(0, torch.tensor([2]), 1e200))
     bad = ocp.solve(sick, "pmp", engine="native")
