@@ -100,6 +100,25 @@ def test_steps_of_a_batch_with_data_and_active_bounds_equal_the_eager_ones():
             assert compare_steps(problem, 15, search=search, pairs=4) > 5
 
 
+@pytest.mark.parametrize("search", ["lbfgs", "gradient"])
+def test_after_a_refused_step_pairs_are_forgotten_and_the_scale_shrinks(search):
+    """Of every other problem of a batch: its controls are those of the step before."""
+    problem = models.rich(11, control_bounds=([-0.2, -0.3], [0.25, 0.1]))
+    eager, native = (PMP(engine=name, search=search, pairs=4) for name in ("eager", "native"))
+    state = eager.init(problem, guess(problem))
+    for _ in range(3):
+        state = eager.step(problem, state)
+    refused = eager.direction(state, state.engine.expand(state.xs, state.us)).memory
+    assert refused is not None and state.memory is not None
+    odd = (torch.arange(11) % 2 == 1)[:, None]
+    state = state._replace(memory=torch.where(odd, refused, state.memory))
+    running = state.status == ocp.Status.RUNNING
+    other = native.steps(problem, state._replace(engine=engines.make(problem, "native")), 1)
+    after = eager.step(problem, state)
+    same(other, after, running)
+    assert not after.memory[3:, odd[:, 0] & running].any()
+
+
 def test_steps_equal_the_eager_ones_where_sizes_change():
     problem = models.resizing(3)
     assert compare_steps(problem, 8, models.guess(problem), pairs=3) > 2

@@ -260,13 +260,16 @@ def convex(H: Tensor) -> Tensor:
 
 def flat(stages: Stages) -> Tensor:
     """(B, m) of each stage -> (B, sum of m), stage by stage."""
+    if isinstance(stages, Tensor):
+        return stages.movedim(0, -2).flatten(-2)
     return torch.cat(list(stages), dim=-1)
 
 
 def like(stages: Stages, values: Tensor) -> Stages:
     """(..., sum of m) -> (..., m) of each stage, packed as ``stages`` are."""
-    parts = values.split([s.shape[-1] for s in stages], dim=-1)
-    return torch.stack(parts) if isinstance(stages, Tensor) else list(parts)
+    if isinstance(stages, Tensor):
+        return values.unflatten(-1, (stages.shape[0], -1)).movedim(-2, 0)
+    return list(values.split([s.shape[-1] for s in stages], dim=-1))
 
 
 def labelled(solution: Solution, engine: Engine, whole: bool) -> Solution:

@@ -12,7 +12,8 @@ struct Boundary {
   Int T, B, L, n, m, threads;
   const Real *fz, *lzz, *table, *phixx;    // (T, B, n, d), (T, B, d, d) twice, (B, n, n)
   const Real *gaps, *hx, *hu, *end;        // (T, L, n) twice, (T, L, m), (L, n)
-  Real *V, *K, *ux, *lu;                   // work: (T + 1, B, n, n), (T, B, m, n) twice, (T, B, m, m)
+  Real *V, *K, *ux, *lu;                   // work: (T + 1, B, n, n), (T, B, m, n) twice,
+                                           // (T, B, m, m)
   Int* pivots;                             // work: (T, B, m)
   Real* room;                              // work: (B, n d + d d)
   Real *dxs, *dus, *dps;                   // out: (T + 1, L, n), (T, L, m), (T + 1, L, n)

@@ -194,8 +194,8 @@ OCP_FN Wide within(const Data& data, const Wide& u, const Wide& step, Int size, 
   return to - u;
 }
 
-// g.k becomes the direction: the quasi-Newton step, or the scaled gradient where clipping has turned
-// that. Returns the slope.
+// g.k becomes the direction: the quasi-Newton step, or the scaled gradient where clipping has
+// turned that. Returns the slope.
 template <class V> OCP_FN V descend(Group<V>& g, Past<V>& past) {
   const Data& data = *g.data;
   const Int N = data.T * m;
@@ -213,12 +213,14 @@ template <class V> OCP_FN V descend(Group<V>& g, Past<V>& past) {
   const V slope = summed<V>(plain), newton_slope = summed<V>(newton);
   const MaskOf<V> better = past.pairs() ? newton_slope < V(1e-4) * slope : !always<V>();
   const MaskOf<Wide> lanes = spread(better);
-  for (Int j = 0; j < past.parts; ++j) put_part(select(lanes, q[j], open[j]), N, j, g.k);
+  for (Int j = 0; j < past.parts; ++j)
+    put_part(select(lanes, q[j], open[j]), N, j, g.k);
   return select(better, newton_slope, slope);
 }
 
 template <class V>
-__attribute__((noinline)) Promise<V> descent(Group<V>& g, Past<V>& past, Real shrink, MaskOf<V> active) {
+__attribute__((noinline)) Promise<V> descent(
+    Group<V>& g, Past<V>& past, Real shrink, MaskOf<V> active) {
   V end_xx[n * n];
   Promise<V> promise;
   promise.residual = gradient(g, end_xx);

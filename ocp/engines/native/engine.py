@@ -233,8 +233,8 @@ class Native(Eager):
         self, xs: Stages, us: Stages, gaps: Stages | None, policy: Policy, step_sizes: Tensor
     ) -> Trials:
         if not self.fits(policy.k):
-            k = policy.k
-            if policy.K is None and gaps is None and isinstance(k, Tensor) and self.of(k[:, 0]):
+            k, alone = policy.k, policy.K is None and gaps is None and self.compiled.form is None
+            if alone and isinstance(k, Tensor) and k.ndim == 4:
                 return self._follow_own(dense(us), k, step_sizes)
             return super().follow(xs, us, gaps, policy, step_sizes)
         T, B, n, m = self.sizes

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ocp.solvers.hamiltonian import Hamiltonian
 
 MOST = 6_000  # scalar operations of the derivatives; larger ones are left to PyTorch
-ENTRIES = {"ocp_value": "ip", "ocp_derivatives": "pp", "ocp_minimise": "iip"}
+ENTRIES = {"ocp_value": "p", "ocp_derivatives": "pp", "ocp_minimise": "iip"}
 SIGNATURE = "const V* x, const V* u, const C& c, const V* v"
 
 
@@ -47,7 +47,7 @@ class Hamiltonians:
     def value(self, h: Hamiltonian, us: Tensor) -> Tensor:
         """(T, L)."""
         out = us.new_empty(us.shape[:2])
-        self._call("ocp_value", h, us, 0, out.data_ptr())
+        self._call("ocp_value", h, us, out.data_ptr())
         return out
 
     def derivatives(self, h: Hamiltonian, us: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,10 +80,9 @@ def extras(h: Hamiltonian) -> Tensor:
 
 def unsupported(program: emit.Program, form: grid.Form | None) -> str:
     """Why there is no such program, told without making it; empty if there may be."""
-    where = "H is minimised in eager PyTorch"
     if form is not None:
-        return f"{where} on a GPU"
-    return "" if program.values else f"{where} where the problem is stagewise"
+        return "on a GPU"
+    return "" if program.values else "the problem is stagewise"
 
 
 # -- making ---------------------------------------------------------------------------------------
@@ -96,22 +95,22 @@ def compiled_for(engine: Native, augmented: bool) -> Hamiltonians:
     Raises:
         Refused: there is none; says why.
     """
-    if reason := unsupported(engine.program, engine.compiled.form):
-        raise Refused(reason)
     known = _made.setdefault(engine.program, {})
     if augmented not in known:
         try:
             known[augmented] = make(engine, augmented)
         except (Untraceable, build.BuildError, Refused) as error:
-            form = "the augmented H" if augmented else "H"
-            known[augmented] = f"{form} is minimised in eager PyTorch: {error}"
+            known[augmented] = str(error)
     found = known[augmented]
     if isinstance(found, str):
-        raise Refused(found)
+        what = "the augmented H" if augmented else "H"
+        raise Refused(f"{what} is minimised in eager PyTorch: {found}")
     return Hamiltonians(found, engine)
 
 
 def make(engine: Native, augmented: bool) -> ctypes.CDLL:
+    if reason := unsupported(engine.program, engine.compiled.form):
+        raise Refused(reason)
     text = text_of(engine, augmented)
     library, entry = build.load(text), build.place_of(text)
     for name, arguments in ENTRIES.items():
@@ -126,17 +125,14 @@ def make(engine: Native, augmented: bool) -> ctypes.CDLL:
 
 def text_of(engine: Native, augmented: bool) -> str:
     """Raises `Refused` where there are more than `MOST` operations, or `Untraceable`."""
-    program = engine.program
-    info, problem = engine.info, engine.problem
+    program, info, problem = engine.program, engine.info, engine.problem
     extra = 3 * info.n + 2 if augmented else info.n
     writer = emit.Writer(program.graph, program.par.places(), program.dat.places())
-    sizes = f"  static constexpr int n = {info.n}, m = {info.m}, extra = {extra};\n"
-    model = "struct Model {\n" + sizes
-    try:
-        for name, outputs in functions(program, info.n, info.m, augmented):
-            model += writer.function(name, SIGNATURE, outputs)
-    except TooLarge as error:
-        raise Refused(f"{error} for its derivatives, {MOST} are allowed") from error
+    model = (
+        f"struct Model {{\n  static constexpr int n = {info.n}, m = {info.m}, extra = {extra};\n"
+    )
+    for name, outputs in functions(program, info.n, info.m, augmented):
+        model += writer.function(name, SIGNATURE, outputs)
     settings = {"OCP_REAL": REAL[problem.x0.dtype], "OCP_BOUNDS": int(problem.lower is not None)}
     lines = [f"#define {name} {value}" for name, value in settings.items()]
     lines += [f'#include "{header}"' for header in build.BEFORE]
@@ -146,33 +142,36 @@ def text_of(engine: Native, augmented: bool) -> str:
 def functions(
     program: emit.Program, n: int, m: int, augmented: bool
 ) -> list[tuple[str, list[Output]]]:
+    """The functions of the model. Raises `Refused` where they are too large, or `Untraceable`."""
     g = program.graph
     x, u = ([g.leaf(kind, i) for i in range(size)] for kind, size in (("x", n), ("u", m)))
     by_u = Derivatives(g, u)
-    with g.at_most(4 * MOST):
-        plain, h = expressions(g, program, x, augmented)
-        gradient = by_u.gradient([h], [g.one])
-        matrix = Matrix("H", gradient, by_u, symmetric=True)
-        pieces, count = scalar_code(g, [Output("g", gradient)], matrix, MOST)
+    try:
+        with g.at_most(4 * MOST):
+            h = expression(g, program, x, augmented)
+            gradient = by_u.gradient([h], [g.one])
+            matrix = Matrix("H", gradient, by_u, symmetric=True)
+            pieces, count = scalar_code(g, [Output("g", gradient)], matrix, MOST)
+    except TooLarge as error:
+        raise Refused(f"{error} for its derivatives, {MOST} are allowed") from error
     if pieces is None:
         raise Refused(f"{count} scalar operations for its derivatives, {MOST} are allowed")
-    values = [(name, straight(g, [Output("y", [i])])) for name, i in (("h", h), ("plain", plain))]
-    return [*values, ("h_expansion", pieces)]
+    return [("h", straight(g, [Output("y", [h])])), ("h_expansion", pieces)]
 
 
-def expressions(g: Graph, program: emit.Program, x: list[int], augmented: bool) -> tuple[int, int]:
-    """The Hamiltonian and its augmented form, or twice the same: see `ocp.solvers.hamiltonian`."""
+def expression(g: Graph, program: emit.Program, x: list[int], augmented: bool) -> int:
+    """The Hamiltonian, or its augmented form: see `ocp.solvers.hamiltonian`."""
     f, stage, n = program.values["f"], program.values["l"], len(x)
     v = [g.leaf("v", i) for i in range(3 * n + 2)]
     plain = g.sum([stage[0], *(g.mul(p, y) for p, y in zip(v[:n], f, strict=True))])
     if not augmented:
-        return plain, plain
+        return plain
     hx = Derivatives(g, x).gradient([stage[0], *f], [g.one, *v[:n]])
     moved = [g.sub(a, b) for a, b in zip(v[n : 2 * n], f, strict=True)]
     bent = [g.sub(a, b) for a, b in zip(v[2 * n : 3 * n], hx, strict=True)]
     squares = [g.sum(g.mul(a, a) for a in part) for part in (moved, bent)]
     penalties = g.add(g.mul(v[3 * n], squares[0]), g.mul(v[3 * n + 1], squares[1]))
-    return plain, g.add(plain, g.mul(g.number(0.5), penalties))
+    return g.add(plain, g.mul(g.number(0.5), penalties))
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 // The Hamiltonian of every stage as a function of the controls, and its minimiser.
 //
-// Needs `Model`, here the functions `h`, `h_expansion` and `plain` of (x, u, c, v): v is what beside
-// states and controls enters a stage, costates first. What is done is that of `ProjectedNewton`, for
-// each sample (a stage of a line) by itself, W of them at a time.
+// Needs `Model`, here the functions `h` and `h_expansion` of (x, u, c, v): v is what beside states
+// and controls enters a stage, costates first. What is done is that of `ProjectedNewton`, for each
+// sample (a stage of a line) by itself, W of them at a time.
 #pragma once
 #include "block.h"
 #include "box_qp.h"
@@ -52,7 +52,7 @@ __attribute__((noinline)) static Wide value_at(const Sample& s, const Wide* u) {
 }
 
 // -- a convex model -----------------------------------------------------------------------------
-// Eigenvalues on the diagonal of A (m, m), its eigenvectors in the columns of E: Jacobi's rotations.
+// Eigenvalues on the diagonal of A (m, m), eigenvectors in the columns of E: Jacobi's rotations.
 OCP_FN void diagonalise(Wide* A, Wide* E) {
   for (int i = 0; i < m * m; ++i) E[i] = Wide(i % (m + 1) == 0 ? 1 : 0);
   for (int sweep = 0; sweep < 30; ++sweep) {
@@ -180,13 +180,11 @@ using ocp::Int;
 using ocp::Real;
 #define OCP_ENTRY extern "C" __attribute__((visibility("default"))) void
 
-// h (T, L) along us, or its part without weights.
-OCP_ENTRY ocp_value(const Data& data, const ocp::Samples& of, Int plain, Real* h) {
+// h (T, L) along us.
+OCP_ENTRY ocp_value(const Data& data, const ocp::Samples& of, Real* h) {
   using namespace ocp;
   each_sample(data, of, [&](const Sample& s) {
-    Wide value;
-    if (plain) Model::plain(s.x, s.u, s.block.c, s.v, &value);
-    else value = value_at(s, s.u);
+    const Wide value = value_at(s, s.u);
     scatter(&value, 1, s.block.row, s.block.count, h);
   });
 }
