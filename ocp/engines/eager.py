@@ -239,6 +239,14 @@ class Eager:
         lines_xs, lines_us = (each(lambda s: s.flatten(-3, -2), s) for s in (trial_xs, trial_us))
         return Trials(trial_xs, trial_us, self.total_cost(lines_xs, lines_us).unflatten(0, (A, -1)))
 
+    def hamiltonian(self, augmented: bool) -> Any:
+        """H of every stage compiled, see `native.hamiltonians`; there is none here."""
+        return None
+
+    def boundary(self, expansion: Expansion, curvature: SecondOrder, *rhs: Stages) -> Any:
+        """Corrections of `Indirect`, compiled; there are none here."""
+        return None
+
     def iterate(self, state: Any, recipe: Recipe, most: int) -> None:
         """Iterations are the solver's business here."""
 

@@ -88,6 +88,8 @@ def report(problem: Problem) -> str:
         made = compiled_for(problem)
     except Refused as error:
         return f"eager PyTorch: {error}"
+    from ocp.engines.native import methods
+
     nodes = made.program.nodes
     counts = ", ".join(f"{name} {count}" for name, count in nodes.items())
     shared, own = made.program.par.names(), made.program.dat.names()
@@ -95,6 +97,7 @@ def report(problem: Problem) -> str:
         [
             f"native: {sum(nodes.values())} scalar operations ({counts})",
             *made.program.forms(),
+            *methods.lines(problem, made.program, made.form),
             f"  SIMD            {how(made)}",
             f"  read at a solve {', '.join(shared) or 'nothing'}",
             f"  a problem's own {', '.join(own) or 'nothing'}",

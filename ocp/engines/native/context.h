@@ -22,6 +22,7 @@ struct Data {
   const Real* lower;  // (T, m) bounds of the controls; read by programs built with OCP_BOUNDS
   const Real* upper;
   char* work;         // ocp_work_bytes of them
+  Int slots;          // room for steps that `PMP` remembers, one more than it keeps; 0 for none
 };
 
 // What a generated function reads: each lane has its own stage and its own row of data.

@@ -67,6 +67,14 @@ class Cuda(Native):
         """A kernel for shared controls, which has its own work memory."""
         self.library.launch(entry, blocks, [self.data_block, *arguments])
 
+    def iterate(self, state: Any, recipe: Recipe, most: int) -> Any:
+        """PMP is made of the pieces here: its memory is laid out for packs."""
+        return None if recipe.pairs is not None else super().iterate(state, recipe, most)
+
+    def of(self, us: Stages) -> Native | None:
+        """Work memory is the device's: no copies of problems for trials side by side."""
+        return self if self.fits(us) else None
+
     def prepare(self, recipe: Recipe, damping: float, steps: int, shift: int) -> None:
         """Calls set up beforehand save microseconds of Python: on the CPU alone."""
 

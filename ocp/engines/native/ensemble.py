@@ -263,6 +263,8 @@ class Ensemble(Eager):
     @torch.no_grad()
     def iterate(self, state: Any, recipe: Recipe, most: int) -> Any:
         """Steps of iLQR and DDP from the compiled pieces; None where the first is not one."""
+        if recipe.pairs is not None:
+            return None
         after = state
         for _ in range(most):
             stepped = self.one_iteration(after, recipe)

@@ -10,6 +10,7 @@
 #if OCP_GRID
 #include "team.h"
 #else
+#include "past.h"
 #include "threads.h"
 #endif
 
@@ -33,28 +34,7 @@ struct Given {
   const Real* table;  // (T, B, d, d): second-order terms that are known ahead, or null
 };
 
-// -- packs over stages, or over any samples -----------------------------------------------------
-// W consecutive samples s = t L + line of T stages and L lines; line is of problem line % B.
-struct Block {
-  Int row[OCP_LANES];
-  int count;  // the rest repeats the last
-  Context<Wide> c;
-};
-
-OCP_FN Block block_at(const Data& data, Int lines, Int first, Int samples) {
-  Block block;
-  block.count = int(samples - first < OCP_LANES ? samples - first : OCP_LANES);
-  block.c.shared = data.par;
-  OCP_UNROLL
-  for (int l = 0; l < OCP_LANES; ++l) {
-    const Int row = first + (l < block.count ? l : block.count - 1);
-    block.row[l] = row;
-    block.c.stage[l] = int(row / lines);
-    block.c.row[l] = data.dat + row % lines % data.B * data.P;
-  }
-  return block;
-}
-
+// -- a single problem ------------------------------------------------------------------------
 #if !OCP_GRID
 template <class V> using StageOf = Stage<V>;  // as kept for a single problem
 
@@ -306,6 +286,10 @@ OCP_FN Int group_bytes(const Data& data) {
   group.place(data, arena);
   const Int sizes[] = {n, n * n, n, m};  // of a stage, see `sweep_group`
   for (Int size : sizes) arena.take<Lane>((data.T + 1) * size);
+#if !OCP_GRID
+  Past<Lane> past;
+  past.place(data, arena);
+#endif
   return Int(arena.next) + Int(Arena::alignment);
 }
 

@@ -1,4 +1,4 @@
-// Iterations of ILQR and DDP: what `Solver.step` does, for each problem until it stops.
+// Iterations of ILQR, DDP and PMP: what `Solver.step` does, for each problem until it stops.
 //
 // `Decide`, generated from the function `decide` of the package, is asked before any roll-out and
 // after each one: its answer is the first step size that is good enough, whatever comes after it,
@@ -6,13 +6,17 @@
 // step sizes: the fields of `Record`, then those of `Limits`.
 #pragma once
 #include "group.h"
+#if !OCP_GRID
+#include "descent.h"
+#endif
 
 namespace ocp {
 
 // Second argument of `ocp_iterate`. Fields are 8 bytes each; arrays are read and written.
 struct Iterate {
   Int steps;               // at most so many, of each problem
-  Int method;              // second-order terms: 0 never, 1 as `second_order` says, 2 always
+  Int method;              // second-order terms: 0 never, 1 as `second_order` says, 2 always; or
+                           // DESCENT: PMP, with Data::slots
   Int on_state;            // where the damping goes, see `Pass`
   const Real* step_sizes;  // (A,)
   Real* xs;                // (T + 1, B, n)
@@ -26,7 +30,10 @@ struct Iterate {
                            // caller's to go on with; that step is not taken
   const Real* limits;      // (LIMITS,): what `Decide` compares with
   Real* K;                 // (T, B, m, n) out, or null: feedback of the last backward pass
+  Real* memory;            // (3 + 2 pairs, B, T m) of PMP, see `recall_lane`
+  Int fresh;               // there is nothing in it yet
 };
+enum { DESCENT = 3 };
 
 enum Number {
   COST, GAP, START_COST, DAMPING, PENALTY, RESIDUAL,
@@ -54,6 +61,10 @@ template <class V> struct Lanes {
   V numbers[NUMBERS];
   MaskOf<V> active;
   Int left[Of<V>::lanes];   // steps that a lane may still take
+#if !OCP_GRID
+  Past<V> past;
+  bool descends;
+#endif
 };
 
 template <class V> OCP_FN void enter(Lanes<V>& w, int lane, Int b) {
@@ -68,6 +79,9 @@ template <class V> OCP_FN void enter(Lanes<V>& w, int lane, Int b) {
     const Real value = i < REALS ? call.reals[i * B + b] : Real(call.counts[(i - REALS) * B + b]);
     set(w.numbers[i], lane, value);
   }
+#if !OCP_GRID
+  if (w.descends) recall_lane(*g.data, w.past, call.memory, call.fresh != 0, lane, b);
+#endif
   set(w.active, lane, true);
   w.left[lane] = call.steps;
 }
@@ -85,6 +99,9 @@ template <class V> OCP_FN void leave(Lanes<V>& w, int lane) {
     if (i < REALS) call.reals[i * B + b] = value;
     else call.counts[(i - REALS) * B + b] = Int(value);
   }
+#if !OCP_GRID
+  if (w.descends) keep_lane(*g.data, w.past, call.memory, lane, b);
+#endif
   call.taken[b] = call.steps - w.left[lane];
   set(w.active, lane, false);
   g.take(lane, -1);
@@ -104,9 +121,25 @@ template <class V> OCP_FN MaskOf<V> second_order(const Lanes<V>& w) {
   return w.active & (w.numbers[SECOND_ORDER] != V(0));
 }
 
+#if !OCP_GRID
+template <class V> OCP_FN Direction<V> downhill(Lanes<V>& w) {
+  Direction<V> out;
+  Real shrink = 1;
+  for (int i = 0; i < trials; ++i) shrink /= 2;
+  out.gaps = false;
+  out.retried = out.handed = !always<V>();
+  out.promise = descent(w.group, w.past, shrink, w.active);
+  out.finite = w.group.residue == V(0);
+  return out;
+}
+#endif
+
 // One backward pass; a second one, Gauss-Newton, for problems whose second-order model it finds
 // indefinite.
 template <class V> OCP_FN Direction<V> direction(Lanes<V>& w) {
+#if !OCP_GRID
+  if (w.descends) return downhill(w);
+#endif
   Group<V>& g = w.group;
   Direction<V> out;
   out.gaps = w.call->gaps && anyone(any(w.active & (w.numbers[GAP] > V(0))));
@@ -151,7 +184,10 @@ template <class V> OCP_FN void record(const Lanes<V>& w, const Direction<V>& to,
 // Roll out step sizes j.. (a single problem: W of them), and note their costs; returns how many.
 template <class V> OCP_FN int roll_out(Lanes<V>& w, bool gaps, int j, V* in) {
   Group<V>& g = w.group;
-  const Nominal<V> about = {g.x, g.u, gaps ? g.gap : nullptr, g.k, g.K};
+  Nominal<V> about = {g.x, g.u, gaps ? g.gap : nullptr, g.k, g.K};
+#if !OCP_GRID
+  if (w.descends) about.K = nullptr;
+#endif
   const Real* sizes = w.call->step_sizes;
   if constexpr (together) {
     const int count = tried_at_once(j, trials);
@@ -273,6 +309,10 @@ OCP_FN void iterate_range(const Data& data, const Iterate& call, Arena arena, In
   w.call = &call;
   w.active = !always<Lane>();
   w.group.place(data, arena);
+#if !OCP_GRID
+  w.past.place(data, arena);
+  w.descends = call.method == DESCENT;
+#endif
   for (int i = 0; i < NUMBERS; ++i) w.numbers[i] = Lane(0);
   for (int l = 0; l < lanes; ++l) w.group.take(l, -1);
   if constexpr (lanes > 1 || side_by_side) {  // idle ones: tame numbers
