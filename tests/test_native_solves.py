@@ -28,7 +28,11 @@ EQUAL = [
     ("pendulum", "plain", "ilqr"),
     ("pendulum", "bounds", "ilqr"),
     ("cartpole", "plain", "ilqr"),
+    ("pendulum", "states", "ilqr"),
     ("unicycle", "bounds", "ilqr"),
+    ("unicycle", "states", "ilqr"),
+    ("masses", "bounds", "ilqr"),
+    ("van_der_pol", "bounds", "ilqr"),
 ]
 
 
