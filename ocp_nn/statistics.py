@@ -7,7 +7,7 @@ paper's, with M_t one of
     sgd           I                    Q_uu^{-1} = lr I
     rmsprop       diag(sqrt(v))        v: running mean of squared gradients
     adam          diag(sqrt(v))        bias-corrected, with a running mean of the gradient
-    kfac          G (x) A              Martens, Grosse (2015), factored Tikhonov damping
+    kfac          G (x) A              Martens, Grosse (2015, 2016), factored Tikhonov damping
     ekfac         U diag(s) U'         George et al. (2018), U the eigenbasis of G (x) A
 
 Nothing here is modified in place: a refused step leaves the statistics of before.
@@ -21,21 +21,17 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ocp_nn.forms import LinearForm
+from ocp_nn.cotangents import Cotangents
+from ocp_nn.eigenbasis import eigenbasis
+from ocp_nn.forms import LinearForm, PositionsForm
 from ocp_nn.metrics import Diagonal, Eigenbasis, Isotropic, Kronecker, Metric, with_one
 from ocp_nn.model import Model
+from ocp_nn.positions import squares as squares_of
 from ocp_nn.shards import WHOLE
 
 METRICS = ("gauss_newton", "sgd", "rmsprop", "adam", "kfac", "ekfac")
+PRODUCTS = 6  # with a kernel, for its norm
 STATISTICS = ("fisher", "gradient", "value")
-DAMPING = {
-    "gauss_newton": 1.0,
-    "sgd": 0.0,
-    "rmsprop": 1e-3,
-    "adam": 1e-3,
-    "kfac": 0.1,
-    "ekfac": 0.1,
-}
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,10 @@ class Settings:
             Y_t, whose covariance is the exact Fisher matrix of a likelihood; "gradient", those of
             the loss; "value", those of V (eq. 15), known only during the sweep.
         decay: of the running means; momentum: of Adam's mean gradient.
-        refresh: steps between eigendecompositions, or Cholesky factors of KFAC.
+        refresh: steps between eigendecompositions, Cholesky factors of KFAC, and measurements for
+            the limit.
+        limit: largest norm of a stage's kernel ``F_u P F_u'`` seen through the loss, for each unit
+            of the learning rate: where P asks for more, it is shortened. None for no limit.
     """
 
     kind: str = "gauss_newton"
@@ -56,6 +55,7 @@ class Settings:
     decay: float = 0.95
     momentum: float = 0.9
     refresh: int = 20
+    limit: float | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -69,6 +69,8 @@ class Settings:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
         if self.refresh < 1:
             raise ValueError(f"refresh must be at least 1, got {self.refresh}.")
+        if self.limit is not None and not self.limit > 0:
+            raise ValueError(f"limit must be positive or None, got {self.limit}.")
 
 
 Tensors = dict[str, Tensor]
@@ -162,17 +164,38 @@ class Maker:
 
     @property
     def next_memory(self) -> Memory:
-        return replace(self.memory, steps=self.memory.steps + 1, stages=self.new or None)
+        old = self.memory
+        return Memory(old.steps + 1, self.new or None, old.previous, old.gain, old.fault)
 
     def __call__(self, t: int, value_gradient: Callable[[], Tensor]) -> Metric:
-        kind, scale, u = self.settings.kind, self.scales[t], self.model.us[t]
+        """P_t; ``value_gradient()`` is V_X at t + 1, as the sweep has it by then."""
+        metric = self.unlimited(t, value_gradient)
+        return metric if self.settings.limit is None else self.limited(t, metric)
+
+    def limited(self, t: int, metric: Metric) -> Metric:
+        """P shortened to the limit; by as much as when it was last measured, between two times."""
+        steps, known = self.memory.steps, self.memory.of(t).get("factor")
+        # Weights and statistics change most at first: after 0, 1, 2, 4, 8, ... steps, too.
+        due = steps % self.settings.refresh == 0 or steps & (steps - 1) == 0
+        if due or known is None:
+            assert self.settings.limit is not None
+            size = kernel_norm(self.model.operator(t, metric), self.model.rho)
+            most = self.settings.limit * max(self.scales[t].lr)
+            known = torch.tensor(min(1.0, most / size) if size > 0 else 1.0, dtype=torch.float64)
+        self.new.setdefault(t, {})["factor"] = known
+        return metric if known == 1 else metric.shortened(float(known))
+
+    def unlimited(self, t: int, value_gradient: Callable[[], Tensor]) -> Metric:
+        kind, scale, u = self.settings.kind, self.scales[t], self.model.rho
         if kind == "gauss_newton":
             return scale.constant(self.damping, u)
         if kind == "sgd":
             return scale.constant(1 + self.damping, u)
         if kind in ("rmsprop", "adam"):
             return self.diagonal(t)
-        if isinstance(self.model.forms[t], LinearForm):
+        form = self.model.forms[t]
+        alone = isinstance(form, PositionsForm) and not self.model.y(t + 1).coupled
+        if isinstance(form, LinearForm) or alone:
             return self.kronecker(t, value_gradient)
         return self.fisher_diagonal(t)
 
@@ -200,7 +223,10 @@ class Maker:
         return self.new[t]["gradient"]
 
     def fisher_diagonal(self, t: int) -> Metric:
-        """Of a stage that is not linear: the diagonal of the exact Fisher matrix."""
+        """Of a stage that is no matrix: the diagonal of the exact Fisher matrix.
+
+        Convolutions upstream of batch norm on its batch are among them: no sample is alone there.
+        """
         model = self.model
         J = model.forms[t].rows(model.xs[t], model.us[t], model.y(t + 1))
         squares = model.shards.sum(J.square().sum(dim=0))
@@ -209,21 +235,36 @@ class Maker:
     # -- Kronecker factors ---------------------------------------------------------------------
     def kronecker(self, t: int, value_gradient: Callable[[], Tensor]) -> Metric:
         form = self.model.forms[t]
-        assert isinstance(form, LinearForm)
-        X = with_one(form.activations(self.model.xs[t]), form.has_bias)
-        V = self.cotangents(t, form, value_gradient)  # (N, n'), mean over samples of V V' = G
+        assert isinstance(form, LinearForm | PositionsForm)
+        V = self.cotangents(t, form, value_gradient)  # sum over its rows of V V' is G
+        if isinstance(form, LinearForm):  # (B, n + 1) and (N, n')
+            X, L = with_one(form.activations(self.model.xs[t]), form.has_bias), 1
+        else:  # (B, L, n + 1) and (N, L, n')
+            X, L = form.activations(self.model.xs[t], self.model.us[t]), V.shape[1]
         old = self.memory.of(t)
-        shards = self.model.shards
-        A = self.average(t, "A", shards.sum(X.mT @ X) / shards.count(X.shape[0]))
-        G = self.average(t, "G", shards.sum(V.mT @ V))
+        A = self.covariance(t, "A", X, self.model.shards.count(X.shape[0]))
+        G = self.covariance(t, "G", V, L)
         due = self.memory.steps % self.settings.refresh == 0 or not old
         if self.settings.kind == "kfac":
             return self.kfac(t, A, G, old, due, form.has_bias)
         return self.ekfac(t, A, G, X, V, old, due, form.has_bias)
 
-    def cotangents(self, t: int, form: LinearForm, value_gradient: Callable[[], Tensor]) -> Tensor:
-        """Rows whose Gram matrix is the covariance of per-sample cotangents: (N, n')."""
-        Y = form.outgoing(self.model.y(t + 1))
+    def covariance(self, t: int, name: str, X: Tensor, count: int) -> Tensor:
+        """Running mean of the sum of x x' over all samples, divided by ``count``."""
+        old, shards = self.memory.of(t).get(name), self.model.shards
+        if old is None or shards is not WHOLE:
+            return self.average(t, name, shards.sum(gram(X)) / count)
+        decay, rows = self.settings.decay, X if X.ndim == 2 else X.flatten(0, -2)
+        # One operation: these matrices are the largest of a step.
+        mean = torch.addmm(old, rows.mT, rows, beta=decay, alpha=(1 - decay) / count)
+        self.new.setdefault(t, {})[name] = mean
+        return mean
+
+    def cotangents(
+        self, t: int, form: LinearForm | PositionsForm, value_gradient: Callable[[], Tensor]
+    ) -> Tensor:
+        """Rows whose Gram matrix is the covariance of per-sample cotangents: (N, [L,] n')."""
+        Y = self.model.y(t + 1)
         if self.settings.statistics == "fisher":
             if Y.coupled:
                 raise ValueError(
@@ -231,14 +272,18 @@ class Maker:
                     "training mode couples them upstream: statistics='gradient', or "
                     "batch_norm='frozen'."
                 )
-            return Y.rows.flatten(0, 1)
+            if isinstance(form, LinearForm):
+                return form.outgoing(Y).rows.flatten(0, 1)
+            return form.outgoing(Y.rows).flatten(0, 1)
         whole = (
             self.model.costate(t + 1)
             if self.settings.statistics == "gradient"
             else value_gradient()
         )
-        out = getattr(form, "layout", None)
-        part = whole if out is None else whole[:, out.out_columns]
+        if isinstance(form, LinearForm):
+            part = form.outgoing(Cotangents(whole[:, None])).rows[:, 0]
+        else:
+            part = form.outgoing(whole)
         return part * self.model.shards.count(part.shape[0]) ** 0.5
 
     def kfac(self, t: int, A: Tensor, G: Tensor, old: Tensors, due: bool, has_bias: bool) -> Metric:
@@ -268,7 +313,7 @@ class Maker:
     ) -> Metric:
         new, scale = self.new[t], self.scales[t]
         if due:
-            (a, W), (g, U) = torch.linalg.eigh(A), torch.linalg.eigh(G)
+            (a, W), (g, U) = eigenbasis(A), eigenbasis(G)
             new["W"], new["U"] = W, U
             # In a new basis the old second moments mean nothing; KFAC's are the best known.
             second = g.clamp_min(0)[:, None] * a.clamp_min(0)
@@ -281,15 +326,44 @@ class Maker:
         new["second"] = second
         own = max(scale.own)
         p = 1 / (own + (second + self.damping) / scale.one_lr)
-        known = rotated if self.model.shards is WHOLE else None  # the others' is not
+        # The others' is not; and positions have no use for it.
+        known = rotated if self.model.shards is WHOLE and rotated.ndim == 2 else None
         return Eigenbasis(new["U"], new["W"], p, has_bias, known)
 
 
+def kernel_norm(product: Callable[[Tensor], Tensor], like: Tensor) -> float:
+    """Largest eigenvalue of a kernel by a few power iterations, from below.
+
+    Starts with signs that depend on nothing but their number: the same in every process.
+    """
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(2, like.shape, generator=generator) * 2 - 1
+    z, size = signs.to(like), 0.0
+    for _ in range(PRODUCTS):
+        norm = float(z.norm())
+        if not 0 < norm < float("inf"):
+            break
+        z = product(z / norm)
+        size = float(z.norm())
+    return size
+
+
 def second_moments(X: Tensor, V: Tensor) -> Tensor:
-    """Mean over samples of the squared gradients ``v_ia x_ib`` in the eigenbasis: (n', n + 1)."""
+    """Mean over samples of the squared gradients ``v_ia x_ib`` in the eigenbasis: (n', n + 1).
+
+    X (B, n + 1) and V (N, n'), or with L positions between.
+    """
     B = X.shape[0]
+    if X.ndim == 3:
+        return squares_of(X, V.unflatten(0, (B, -1)).movedim(1, 0))
     squares = V.square().unflatten(0, (B, -1)).sum(dim=1)
     return squares.mT @ X.square()
+
+
+def gram(X: Tensor) -> Tensor:
+    """Sum over all axes but the last of x x'."""
+    rows = X if X.ndim == 2 else X.flatten(0, -2)
+    return rows.mT @ rows
 
 
 def damped_factor(A: Tensor, damping: Tensor) -> Tensor:

@@ -17,7 +17,17 @@ from ocp.solution import Status
 from ocp.solve import make_solver
 from ocp.solvers import Solver
 from ocp.solvers.loop import State
-from ocp_nn.compile import Inputs, compile, initial_controls, with_data, write_back
+from ocp_nn.compile import (
+    Inputs,
+    compile,
+    initial_controls,
+    network_of,
+    samples_of,
+    with_data,
+    write_back,
+)
+from ocp_nn.cost import LossCost
+from ocp_nn.divergence import DivergedError, Watch, grown
 from ocp_nn.losses import Loss
 
 LARGEST = 5_000  # controls of one stage up to which its (m, m) matrices are made
@@ -48,10 +58,15 @@ class SolverTrainer:
         self.solver = make_solver(method, engine="eager", **options)
         self.problem: Problem | None = None
         self.state: State | None = None
+        self.steps, self.watch, self.good = 0, Watch(), list[Tensor]()
 
     @torch.no_grad()
     def step(self, inputs: Inputs, targets: Tensor) -> Tensor:
-        """One iteration; the cost of the batch before it, weight decay included."""
+        """One iteration; the cost of the batch before it, weight decay included.
+
+        Raises:
+            DivergedError: see `DDPOptimizer.step`.
+        """
         if self.problem is None:
             self.problem = compile(
                 self.model, self.loss, inputs, targets, weight_decay=self.weight_decay
@@ -64,10 +79,34 @@ class SolverTrainer:
                 )
         else:
             self.problem = with_data(self.problem, inputs, targets)
-        fresh = self.solver.init(self.problem, initial_controls(self.problem))
+        us = initial_controls(self.problem)
+        fresh = self.solver.init(self.problem, us)
+        self.steps += 1
+        self.check_course(float(fresh.cost[0]), us)
         if self.state is not None:
             fresh = fresh._replace(damping=self.state.damping, second_order=self.state.second_order)
-        self.state = self.solver.step(self.problem, fresh)
-        if int(self.state.status) != Status.NON_FINITE:
-            write_back(self.problem, [u[0] for u in self.state.us])
+        state = self.solver.step(self.problem, fresh)
+        if int(state.status) == Status.NON_FINITE:
+            raise DivergedError(self.steps, "the loss or its derivatives are not finite")
+        self.state = state
+        write_back(self.problem, [u[0] for u in state.us])
         return fresh.cost[0]
+
+    def check_course(self, loss: float, us: list[Tensor]) -> None:
+        """As `DDPOptimizer.check_course`."""
+        assert self.problem is not None and isinstance(self.problem.cost, LossCost)
+        watch, good, network = self.watch, self.good, network_of(self.problem)
+        if watch.reference == 0:
+            X, target = samples_of(self.problem)
+            nothing = X.new_zeros(X.shape[0], network.stages[-1].n_out)
+            watch.start(loss, float(self.problem.cost.loss.value(nothing, target).mean()))
+        if watch.good(loss):
+            self.good = us
+        if watch.diverged(loss):
+            fault, kept = watch.words(loss), "the weights of before the step"
+            if good:
+                fault += f"; {grown([s.name for s in network.stages], us, good)}"
+                write_back(self.problem, good)
+                kept = "the last that gave a good loss"
+            self.state, watch.high = None, 0
+            raise DivergedError(self.steps, fault, kept)

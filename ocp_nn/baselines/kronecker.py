@@ -1,4 +1,4 @@
-"""KFAC and EKFAC for Linear and Conv2d layers.
+"""KFAC and EKFAC for linear and convolutional layers.
 
 Sources: Martens & Grosse, ICML 2015 (KFAC); Grosse & Martens, ICML 2016 (convolutions); George,
 Laurent, Bouthillier, Ballas, Vincent, NeurIPS 2018 (EKFAC).
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ocp_nn.baselines.base import CurvatureOptimizer, LossName
+from ocp_nn.baselines.base import CurvatureOptimizer, LossName, share, sum_gradients
 from ocp_nn.baselines.layers import (
     Layer,
     check_statistics,
@@ -19,6 +19,9 @@ from ocp_nn.baselines.layers import (
     layers_of,
     recording,
 )
+from ocp_nn.eigenbasis import eigenbasis
+from ocp_nn.losses import Loss
+from ocp_nn.positions import squares
 
 
 class KFAC(CurvatureOptimizer):
@@ -29,7 +32,7 @@ class KFAC(CurvatureOptimizer):
     (A + pi sqrt(damping) I)^-1`` with Martens & Grosse's pi.
 
     Args:
-        model: Linear and Conv2d layers; other trainable parameters need `rest_lr`.
+        model: Linear, Conv1d and Conv2d layers; other trainable parameters need `rest_lr`.
         loss: name, callable or `Loss`.
         lr, momentum, weight_decay: of the update; weight_decay adds to the gradient.
         damping: Tikhonov, on the Kronecker product.
@@ -40,6 +43,7 @@ class KFAC(CurvatureOptimizer):
         rest_lr: step size of plain gradient descent for parameters of other layers; None refuses.
         kl_clip: shrink the step so that ``lr^2 g' update`` is at most this; None never.
         seed: of the draws of "sampled".
+        process_group: see `base.Parallel`; gradients and factors are of all samples.
 
     Raises:
         ValueError: a parameter outside its range, or layers without Kronecker factors.
@@ -60,6 +64,7 @@ class KFAC(CurvatureOptimizer):
         rest_lr: float | None = None,
         kl_clip: float | None = None,
         seed: int = 0,
+        process_group: Any = None,
     ) -> None:
         check_statistics(statistics)
         for name, value in (("rest_lr", rest_lr), ("kl_clip", kl_clip)):
@@ -79,7 +84,7 @@ class KFAC(CurvatureOptimizer):
             "rest_lr": rest_lr,
             "kl_clip": kl_clip,
         }
-        super().__init__(model, loss, defaults, seed)
+        super().__init__(model, loss, defaults, seed, process_group)
         structured = {id(p) for layer in self.layers.values() for p in layer.module.parameters()}
         self.rest = [p for p in self.parameters.values() if id(p) not in structured]
 
@@ -88,8 +93,9 @@ class KFAC(CurvatureOptimizer):
         self.zero_grad()
         with recording(self.layers):
             outputs = self.model(inputs)
-        value = self.loss(outputs, targets)
+        value = share(self.loss(outputs, targets), len(targets), self.shards)
         gradients = self.output_gradients(outputs, targets, value)
+        sum_gradients(self.parameters.values(), self.shards)
         with torch.no_grad():
             updates = []
             for layer, g in zip(self.layers.values(), gradients, strict=True):
@@ -106,7 +112,7 @@ class KFAC(CurvatureOptimizer):
                 p.add_(p.grad + group["weight_decay"] * p, alpha=-group["rest_lr"])
         for layer in self.layers.values():
             del layer.outputs, layer.inputs  # they hold the graph
-        return value
+        return self.shards.sum(value.detach())
 
     def output_gradients(self, outputs: Tensor, targets: Tensor, value: Tensor) -> list[Tensor]:
         """(k, B, *output) for each layer; the gradient of the loss goes to ``.grad`` as well."""
@@ -115,12 +121,13 @@ class KFAC(CurvatureOptimizer):
         parameters = list(self.parameters.values())
         if self.statistics == "empirical":  # one backward pass has both
             both = torch.autograd.grad(value, [*parameters, *at], materialize_grads=True)
-            gradients = [len(outputs) * g[None] for g in both[len(parameters) :]]
+            B = self.shards.count(len(outputs))
+            gradients = [B * g[None] for g in both[len(parameters) :]]
             own = both[: len(parameters)]
         else:
             flat = outputs.flatten(1)
             with torch.no_grad():
-                Y = cotangents(loss, flat, targets, self.statistics, self.generator)
+                Y = self.cotangents(loss, flat, targets)
             if len(Y) == 1:
                 found = torch.autograd.grad(flat, at, Y[0], retain_graph=True)
                 gradients = [g[None] for g in found]
@@ -132,15 +139,23 @@ class KFAC(CurvatureOptimizer):
             p.grad = g
         return gradients
 
+    def cotangents(self, loss: Loss, flat: Tensor, targets: Tensor) -> Tensor:
+        """See `cotangents`; draws are those of the whole batch, the same in every process."""
+        if self.statistics != "sampled":
+            return cotangents(loss, flat, targets, self.statistics, self.generator)
+        whole, all_targets = self.shards.joined(flat), self.shards.joined(targets)
+        Y = cotangents(loss, whole, all_targets, self.statistics, self.generator)
+        return self.shards.own(Y.movedim(1, 0)).movedim(0, 1)
+
     def observe(self, layer: Layer, g: Tensor, group: dict[str, Any]) -> None:
         """Update a layer's factors from rows g (k, B, L, n_out) and its recorded inputs."""
         state, a = self.state[layer.weight], layer.inputs
         state["step"] = state.get("step", 0) + 1
-        samples, positions = a.shape[:2]
+        samples, positions = self.shards.count(a.shape[0]), a.shape[1]
         a, g = a.flatten(0, 1), g.flatten(0, 2)
         keep = min(group["decay"], 1 - 1 / state["step"])
-        running(state, "A", a.mT @ a / samples, keep)
-        running(state, "G", g.mT @ g / (samples * positions), keep)
+        running(state, "A", self.shards.sum(a.mT @ a) / samples, keep)
+        running(state, "G", self.shards.sum(g.mT @ g) / (samples * positions), keep)
 
     def precondition(self, layer: Layer, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         """(n_out, n_in) -> the same."""
@@ -184,31 +199,17 @@ class EKFAC(KFAC):
         super().observe(layer, g, group)
         state = self.state[layer.weight]
         if (state["step"] - 1) % group["refresh"] == 0:
-            eigenvalues_A, state["U_A"] = torch.linalg.eigh(state["A"])
-            eigenvalues_G, state["U_G"] = torch.linalg.eigh(state["G"])
+            eigenvalues_A, state["U_A"] = eigenbasis(state["A"])
+            eigenvalues_G, state["U_G"] = eigenbasis(state["G"])
             state["s"] = torch.outer(eigenvalues_G, eigenvalues_A).clamp_min_(0)
         a, g = layer.inputs @ state["U_A"], g @ state["U_G"]
         keep = min(group["decay"], 1 - 1 / state["step"])
-        running(state, "s", squares(a, g), keep)
+        running(state, "s", self.shards.sum(squares(a, g)) / self.shards.count(len(a)), keep)
 
     def precondition(self, layer: Layer, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[layer.weight]
         rotated = state["U_G"].mT @ gradient @ state["U_A"]
         return state["U_G"] @ (rotated / (state["s"] + group["damping"])) @ state["U_A"].mT
-
-
-def squares(a: Tensor, g: Tensor) -> Tensor:
-    """Mean over samples, sum over k, of the squared gradients ``sum_l g_l a_l'``.
-
-    a (B, L, n_in), g (k, B, L, n_out) -> (n_out, n_in).
-    """
-    samples, positions = a.shape[:2]
-    if positions == 1:
-        return g.square().sum(dim=0)[:, 0].mT @ a[:, 0].square() / samples
-    total = a.new_zeros(g.shape[-1], a.shape[-1])
-    for column in g:
-        total += (column.mT @ a).square().sum(dim=0)
-    return total / samples
 
 
 def running(state: dict[str, Any], name: str, value: Tensor, keep: float) -> None:
@@ -224,7 +225,7 @@ def inverse(factor: Tensor, damping: Tensor) -> Tensor:
     damped = factor + torch.diag_embed(damping.expand(len(factor)))
     L, info = torch.linalg.cholesky_ex(damped)
     if int(info) != 0:  # rounding left it indefinite
-        eigenvalues, U = torch.linalg.eigh(factor)
+        eigenvalues, U = eigenbasis(factor)
         return (U / (eigenvalues.clamp_min(0) + damping)) @ U.mT
     return torch.cholesky_inverse(L)
 

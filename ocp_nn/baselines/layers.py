@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocp_nn.losses import Loss
+from ocp_nn.positions import applies_one_matrix, input_rows, output_rows
 
 STATISTICS = ("exact", "sampled", "empirical")
 
@@ -26,7 +26,7 @@ class Layer:
 
     Attributes:
         name: dotted name in the model.
-        module: Linear or Conv2d.
+        module: Linear, Conv1d or Conv2d.
         inputs: rows a (B, L, n_in [+ 1 if there is a bias]).
         outputs: the module's output, in the graph of the forward pass.
     """
@@ -58,9 +58,7 @@ class Layer:
     def rows(self, gradient: Tensor) -> Tensor:
         """Gradients (..., B, *output) as rows g: (..., B, L, n_out)."""
         extra = gradient.ndim - self.outputs.ndim
-        if isinstance(self.module, nn.Conv2d):
-            return gradient.flatten(-2).mT
-        return gradient.flatten(1 + extra, -2) if self.outputs.ndim > 2 else gradient[..., None, :]
+        return output_rows(self.module, gradient.flatten(1 + extra))
 
 
 def layers_of(model: nn.Module, method: str, rest: bool) -> dict[str, Layer]:
@@ -75,10 +73,9 @@ def layers_of(model: nn.Module, method: str, rest: bool) -> dict[str, Layer]:
     """
     found, owned = {}, dict[int, str]()
     for name, module in model.named_modules():
-        plain = isinstance(module, nn.Linear) or (
-            isinstance(module, nn.Conv2d) and module.groups == 1
-        )
-        if not plain or not any(p.requires_grad for p in module.parameters(recurse=False)):
+        if not applies_one_matrix(module) or not any(
+            p.requires_grad for p in module.parameters(recurse=False)
+        ):
             continue
         if not all(p.requires_grad for p in module.parameters(recurse=False)):
             raise ValueError(f"{method}: {name} is partly frozen; freeze its weight and bias both.")
@@ -93,11 +90,12 @@ def layers_of(model: nn.Module, method: str, rest: bool) -> dict[str, Layer]:
     left = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in owned]
     if left and not rest:
         raise ValueError(
-            f"{method} has Kronecker factors for Linear and Conv2d (groups=1) only; no place for "
-            f"{', '.join(left)}. Freeze them, or give rest_lr= to train them by plain gradient."
+            f"{method} has Kronecker factors for Linear, Conv1d and Conv2d (groups=1) only; no "
+            f"place for {', '.join(left)}. Freeze them, or give rest_lr= to train them by plain "
+            "gradient."
         )
     if not found:
-        raise ValueError(f"{method} needs a Linear or Conv2d layer, the model has none.")
+        raise ValueError(f"{method} needs a Linear or convolutional layer, the model has none.")
     return found
 
 
@@ -112,7 +110,8 @@ def recording(layers: dict[str, Layer]) -> Iterator[None]:
     def hook(layer: Layer):  # type: ignore[no-untyped-def]
         def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             layer.calls += 1
-            layer.inputs, layer.outputs = input_rows(module, args[0].detach()), output
+            rows = input_rows(module, args[0].detach(), layer.bias is not None)
+            layer.inputs, layer.outputs = rows, output
             layer.version = output._version
 
         return note
@@ -135,27 +134,6 @@ def recording(layers: dict[str, Layer]) -> Iterator[None]:
             raise ValueError(
                 f"the output of {layer.name} is overwritten by what follows it: use inplace=False."
             )
-
-
-def input_rows(module: nn.Module, x: Tensor) -> Tensor:
-    """A layer's input (B, ...) as rows (B, L, n_in [+ 1])."""
-    if isinstance(module, nn.Conv2d):
-        rows = F.unfold(padded(module, x), module.kernel_size, module.dilation, 0, module.stride).mT
-    else:
-        rows = x.flatten(1, -2) if x.ndim > 2 else x[:, None]
-    return rows if module.bias is None else torch.cat((rows, torch.ones_like(rows[..., :1])), -1)
-
-
-def padded(module: nn.Conv2d, x: Tensor) -> Tensor:
-    if module.padding == "valid":
-        return x
-    if module.padding == "same":  # what is missing on both sides, the odd one behind
-        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        sides = [(t // 2, t - t // 2) for t in total]
-    else:
-        sides = [(int(p), int(p)) for p in module.padding]
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    return F.pad(x, (*sides[1], *sides[0]), mode=mode)
 
 
 def cotangents(

@@ -7,33 +7,33 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ocp_nn.divergence import SUDDEN, Watch
+
 
 class Diverged(Exception):  # noqa: N818  a fact about a run, which training turns into a status
     """Loss or weights are no longer finite, or the loss left all bounds."""
 
 
 class Guard:
-    """The weights of the last two steps, and the verdict on each.
+    """The weights before the last step and the last good ones, and the verdict on each step.
 
     Buffers (running statistics) are kept like parameters.
 
     Args:
         model: watched.
-        limit: a loss above ``limit * max(1, first loss)`` counts as diverged.
+        limit: a loss above ``limit`` times the reference, see `ocp_nn.divergence.Watch`, counts as
+            diverged at once; three in a row do above 100 times.
+        floor: of the reference, such as the loss of outputs that are zero.
     """
 
-    def __init__(self, model: nn.Module, limit: float = 1e6) -> None:
-        self.model, self.limit = model, limit
+    def __init__(self, model: nn.Module, limit: float = SUDDEN, floor: float = 1.0) -> None:
+        self.model, self.watch, self.floor = model, Watch(limit), floor
         self.watched = list(model.state_dict(keep_vars=True).values())
-        self.kept = [[v.detach().clone() for v in self.watched] for _ in range(2)]
-        self.steps = 0
-        self.bound = math.inf
+        self.current, self.good = ([v.detach().clone() for v in self.watched] for _ in range(2))
 
     def before(self) -> None:
         """Note the weights that a step starts from."""
-        self.kept.reverse()
-        copy(self.kept[0], self.watched)
-        self.steps += 1
+        copy(self.current, self.watched)
 
     def after(self, loss: float) -> None:
         """Judge a step by the loss at its start and the weights at its end.
@@ -41,16 +41,17 @@ class Guard:
         Raises:
             Diverged: names the layer; the model has its last good weights again.
         """
-        if self.steps == 1 and math.isfinite(loss):
-            self.bound = self.limit * max(1.0, abs(loss))
-        if not loss <= self.bound:  # nan too
-            # This loss is of the weights before the step: those before the last step were fine.
+        if self.watch.reference == 0:
+            self.watch.start(loss, self.floor)
+        if self.watch.diverged(loss):  # of the weights before the step
             where = self.blame()
-            copy(self.watched, self.kept[min(1, self.steps - 1)])
-            raise Diverged(f"the loss is {loss:.3g}{where}")
+            copy(self.watched, self.good)
+            raise Diverged(f"{self.watch.words(loss)}{where}")
+        if self.watch.good(loss):
+            self.current, self.good = self.good, self.current
         bad = first_bad(self.model)
         if bad:
-            copy(self.watched, self.kept[0])
+            copy(self.watched, self.good)
             raise Diverged(f"{bad} is not finite after the step")
 
     def blame(self) -> str:
@@ -65,7 +66,7 @@ class Guard:
 
     def restore(self) -> None:
         """Back to the weights before the step that failed."""
-        copy(self.watched, self.kept[0])
+        copy(self.watched, self.current)
 
 
 def first_bad(model: nn.Module) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ocp.tables import Row
 from ocp_nn.baselines.base import BatchLoss, BatchOptimizer, LossName
 from ocp_nn.data import Data
+from ocp_nn.divergence import DivergedError
 from ocp_nn.experiments import checkpoint
 from ocp_nn.experiments.health import Diverged, Guard
 
@@ -125,7 +126,8 @@ class Run:
         try:
             self.loss_value = float(self.optimizer.step(inputs, targets))
         except FAILURES as error:  # a factorisation met nan or inf, or the step was not finite
-            guard.restore()
+            if not isinstance(error, DivergedError):  # which has done so itself
+                guard.restore()
             raise Diverged(f"{type(self.optimizer).__name__}: {error}") from error
         self.position.seconds += time.perf_counter() - begin
         self.position.cpu_seconds += time.process_time() - cpu
@@ -239,7 +241,8 @@ def train(
         save: file of the checkpoint, written after every epoch and at the end.
         resume: a checkpoint or its content: everything continues bit for bit.
         settings: kept in the checkpoint, for whoever resumes it.
-        divergence: a batch loss above so many times max(1, the first) ends the run.
+        divergence: a batch loss above so many times the first, or that of outputs that are zero,
+            ends the run; so do three in a row above 100 times.
 
     Raises:
         ValueError: an argument outside its range, data that are not finite, a checkpoint of
@@ -261,11 +264,11 @@ def train(
             write(row)
         keep()
 
-    status, message = Status.FINISHED, f"{epochs} epochs."
+    status, message = Status.FINISHED, ""
     with interrupts() as pressed:
         if not run.rows:
             complete()
-        guard = Guard(model, divergence)
+        guard = Guard(model, divergence, loss_of_nothing(run))
         try:
             while run.position.epoch < epochs:
                 if exhausted(run, patience):
@@ -287,7 +290,19 @@ def train(
                 f"Diverged at step {run.position.step}, {place(run)}: {error}. "
                 "The model has its last good weights."
             )
+    done = run.position.epoch  # more than asked for, where a longer run was resumed
+    message = message or f"{done} epoch{'' if done == 1 else 's'}."
     return Result(run.rows, status, message, run.position.best, run.best_weights)
+
+
+@torch.no_grad()
+def loss_of_nothing(run: Run) -> float:
+    """Loss of outputs that are zero, of some samples: a scale for losses."""
+    x, y = (v[:CHUNK] for v in (run.data.inputs, run.data.targets))
+    training = run.model.training
+    outputs = run.model.eval()(x)
+    run.model.train(training)
+    return float(run.loss(torch.zeros_like(outputs), y))
 
 
 def place(run: Run) -> str:
