@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ocp.engines.eager import Eager
 from ocp.engines.native import abi, build, emit, grid, stagewise
-from ocp.engines.native.known import compare_by_autograd
+from ocp.engines.native.known import compare_all_derivatives, compare_by_autograd
 from ocp.engines.native.values import Untraceable
 from ocp.problem import Problem
 
@@ -251,12 +251,9 @@ def check(problem: Problem, made: Compiled, known: bool = False) -> None:
     if known:
         return compare_by_autograd(native_of(small, made), xs, us, compare)
     both = native_of(small, made), Eager(small)
-    expansions = [engine.expand(xs, us) for engine in both]
     compare("f", *(torch.as_tensor(engine.gaps(xs, us)) for engine in both))
     compare("cost", *(engine.total_cost(xs, us) for engine in both))
-    for name in ("fz", "lz", "lzz", "phix", "phixx"):
-        compare(name, *(getattr(expansion, name) for expansion in expansions))
-    compare("v . f_zz", *(stacked(engine, xs, us, vs) for engine in both))
+    compare_all_derivatives(*both, xs, us, vs, compare)
 
 
 def compare(name: str, ours: Tensor, theirs: Tensor) -> None:
@@ -273,8 +270,3 @@ def compare(name: str, ours: Tensor, theirs: Tensor) -> None:
             f"the compiled {name} differs from the eager one by "
             f"{float((ours - theirs).abs().max()):.1e}; this is a bug of the native engine"
         )
-
-
-def stacked(engine: Eager, xs: Tensor, us: Tensor, vs: Tensor) -> Tensor:
-    curvature = engine.curvature_along(xs, us, vs)
-    return torch.stack([curvature(t, vs[t + 1]) for t in range(len(us))])

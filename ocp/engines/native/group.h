@@ -69,10 +69,8 @@ OCP_FN Real expand_over_time(const Data& data, const Context<Real>&, const Real*
     gather(us, m, block.row, u);
     expand_stage(x, u, block.c, s);
     add_stage_residue(residue, s);
-    for (int l = 0; l < block.count; ++l) {
-      Real* to = (Real*)(stages + first + l);
-      for (int i = 0; i < stage_size<Wide>; ++i) to[i] = get(((const Wide*)&s)[i], l);
-    }
+    constexpr int size = stage_size<Wide>;
+    store_lanes((const Wide*)&s, size, block.count, (Real*)(stages + first), size);
   }
   Real sum = 0;
   OCP_UNROLL
@@ -112,7 +110,7 @@ OCP_FN void second_over_time(const Data& data, const Real* xs, const Real* us, R
     gather(xs, n, block.row, x);
     gather(us, m, block.row, u);
     f_second(x, u, block.c, S);
-    scatter(S, OCP_TABLE, block.row, block.count, table);
+    store_lanes(S, OCP_TABLE, block.count, table + first * OCP_TABLE, OCP_TABLE);
   }
 }
 #endif
@@ -223,12 +221,17 @@ template <class V> struct Group {
       contract(t, v, H);
     }
     for (int i = 0; i < d; ++i)
-      for (int j = 0; j <= i; ++j) bend[tri(i, j)] = select(full, H[i * d + j], V(0));
+      for (int j = 0; j <= i; ++j) bend[tri(i, j)] = H[i * d + j];
+    if (!all(full))
+      for (int i = 0; i < tri_size(d); ++i) bend[i] = select(full, bend[i], V(0));
   }
   // v . f_zz. A single problem fills all lanes with itself: as fast, and half the text to compile.
   OCP_METHOD void contract(Int t, const V* v, V* H) {
 #if OCP_SECOND_ORDER
-#if OCP_TABLE
+#if OCP_LONG
+    f_combined(table + t * OCP_TABLE, v, H);
+    return;
+#elif OCP_TABLE
     Second::f_combined(table + t * OCP_TABLE, v, H);
     return;
 #endif
