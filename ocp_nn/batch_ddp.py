@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -146,11 +147,12 @@ class BatchDDP(ILQR):
         return self.step(problem, state)
 
     def direction(self, state: State, expansion: Model) -> Direction:  # type: ignore[override]
-        """The sweep. The residual, one more product a stage, is left out for mini-batches."""
+        """The sweep. What nobody reads after a mini-batch, its promise and residual, is nan."""
         model, maker = self.prepared(state, expansion)
         source = self.sweep_of(model, maker)
-        decrease = source.decrease.reshape(1)
-        residual = torch.full_like(decrease, torch.inf)
+        decrease = residual = torch.full_like(state.cost, torch.nan)
+        if self.adaptive or not self.mini_batch:
+            decrease = source.decrease.reshape(1)
         if not self.mini_batch:
             residual = torch.stack([model.gradient(t).abs().amax() for t in model.active]).amax()[
                 None
@@ -190,13 +192,15 @@ class BatchDDP(ILQR):
         if not self.mini_batch:
             return super().step_sizes(like)
         trials = 1 if self.rise is None else self.trials
-        return 0.25 ** torch.arange(trials, dtype=like.dtype, device=like.device)
+        return sizes_of(0.25, trials, like.dtype, like.device)
 
     def enough(self, state: State, decrease: Tensor) -> Callable[[float, float], bool] | None:
         """Which step size needs no shorter one, by its cost: what `take` or `decide` accept."""
+        if self.mini_batch and self.rise is None:
+            return None
         if self.mini_batch:
             bound = float(self.bound(state.cost))
-            return None if self.rise is None else lambda a, cost: cost <= bound
+            return lambda a, cost: cost <= bound
         before, promised = float(state.cost), float(decrease)
         return lambda a, cost: before - cost >= self.rules.armijo * a * (2 - a) * promised
 
@@ -245,7 +249,7 @@ class BatchDDP(ILQR):
             elif own:
                 values = (float(decay),) * len(sizes)
             if own and cost.regulariser is not None and sizes:
-                extra = cost.control_diagonal(model.us[t], t)
+                extra = cost.control_diagonal(model.forms[t].close(model.us[t]), t)
             scales.append(Scale(lr, sizes, values, extra))
         if cost.regulariser is None:
             known.clear()  # one learning rate at a time
@@ -255,7 +259,7 @@ class BatchDDP(ILQR):
     def record(  # type: ignore[override]
         self, state: State, expansion: Model, direction: Direction, trials: Trials
     ) -> Record:
-        tried = torch.isfinite(trials.cost)
+        tried = trials.cost.abs() < torch.inf
         fine = tried.any(dim=0) if self.mini_batch else torch.isfinite(state.cost + direction.slope)
         return record_of(state, direction, trials, fine, tried)
 
@@ -286,7 +290,7 @@ class BatchDDP(ILQR):
             choice=choice,
             accepted=accepted,
             step_size=size,
-            expected=-record.slope / 2,
+            expected=-record.slope / 2 if self.adaptive else record.slope,
             decrease=record.cost - trial_cost,
             damping=record.damping,
             penalty=record.penalty,
@@ -338,8 +342,8 @@ class BatchDDP(ILQR):
         if self.adaptive and isinstance(memory, Memory):
             memory = replace(memory, previous=(list(state.us), float(decision.expected)))
         return state._replace(
-            xs=[x[chosen] for x in trials.xs],
-            us=[u[chosen] for u in trials.us],
+            xs=trials.xs.trial(chosen),  # type: ignore[union-attr]
+            us=trials.us.trial(chosen),  # type: ignore[union-attr]
             cost=trials.cost[chosen],
             status=decision.status,
             iterations=decision.iterations,
@@ -398,6 +402,12 @@ class BatchDDP(ILQR):
             engine=engine.name,
             problem_name=problem.name,
         )
+
+
+@functools.lru_cache(maxsize=16)
+def sizes_of(ratio: float, trials: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """1, ratio, ratio^2, ...: (A,)."""
+    return ratio ** torch.arange(trials, dtype=dtype, device=device)
 
 
 def locate(state: State, trials: Trials) -> str:

@@ -138,12 +138,12 @@ class DDPOptimizer(torch.optim.Optimizer):
         self.total = None if self.group is None else summed(self.group)
         if self.group is not None:
             spread_weights(model, self.group)
-        self.modules = list(model.modules())
+        self.modules, self.candidates = list(model.modules()), list(model.parameters())
         self.steps, self.batch_norms = 0, False
         self.course = Course(model)
         self.problem: Problem | None = None
         self.solver_state: State | None = None
-        self.places: list[tuple[Tensor, int, int, int]] = []
+        self.places: list[Tensor] = []  # the model's parameters in the order of the stages'
         self._restored: dict[str, Any] | None = None
         self._shape: tuple[Any, ...] = ()
         self._given: tuple[Any, ...] = ()
@@ -262,7 +262,7 @@ class DDPOptimizer(torch.optim.Optimizer):
             tuple(m.training for m in self.modules),
             self.trained(),
             tuple((v.shape[1:], v.dtype, v.device) for v in given if isinstance(v, Tensor)),
-            self.decays(),
+            tuple(group["weight_decay"] for group in self.param_groups),
         )
         if self.problem is None or self._shape != shape:
             self.problem = compile(
@@ -303,14 +303,16 @@ class DDPOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: one that is in no group.
         """
-        trainable = {p: n for n, p in self.model.named_parameters() if p.requires_grad}
-        if new := sorted(trainable[p] for p in trainable.keys() - self.names.keys()):
-            raise ValueError(
-                f"{new} train since requires_grad_(True), but are in no group: "
-                "optimizer.add_param_group({'params': ...})."
-            )
-        first = next(iter(self.names))
-        return tuple(trainable.values()), first.dtype, first.device
+        flags = tuple(p.requires_grad for p in self.candidates)
+        if not self._shape or flags != self._shape[1][0]:
+            found = self.model.named_parameters()
+            if new := sorted(n for n, p in found if p.requires_grad and p not in self.names):
+                raise ValueError(
+                    f"{new} train since requires_grad_(True), but are in no group: "
+                    "optimizer.add_param_group({'params': ...})."
+                )
+        first = self.candidates[0]
+        return flags, first.dtype, first.device
 
     def same(self, versions: tuple[tuple[int, int], ...]) -> bool:
         """Whether the data are those of before, in every process."""
@@ -353,9 +355,10 @@ class DDPOptimizer(torch.optim.Optimizer):
 
     def write(self, state: State) -> None:
         """Controls into the model."""
-        targets = [p for p, *_ in self.places]
-        values = [state.us[t][0, a:b].view(p.shape) for p, t, a, b in self.places]
-        torch._foreach_copy_(targets, values)
+        engine: Any = state.engine
+        us = engine.opened(state.us)
+        values = [v for form, u in zip(engine.forms, us, strict=True) for v in form.parameters(u)]
+        torch._foreach_copy_(self.places, values)
         self._written = self.weights_version()
 
     def solver_now(self) -> BatchDDP:
@@ -431,11 +434,7 @@ def restored(state: State, own: dict[str, Any]) -> State:
     return state
 
 
-def places_of(problem: Problem, model: nn.Module) -> list[tuple[Tensor, int, int, int]]:
-    """Each parameter with its stage and its place in the control."""
+def places_of(problem: Problem, model: nn.Module) -> list[Tensor]:
+    """The model's parameters, stage by stage."""
     values = dict(model.named_parameters())
-    return [
-        (values[p.name], t, p.start, p.stop)
-        for t, stage in enumerate(network_of(problem).stages)
-        for p in stage.parameters
-    ]
+    return [values[p.name] for stage in network_of(problem).stages for p in stage.parameters]

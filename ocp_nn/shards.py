@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ocp_nn.cotangents import Cotangents
-from ocp_nn.forms import Form, LinearForm
+from ocp_nn.forms import Control, Form, LinearForm
 from ocp_nn.kernels import activation_kernel, linear_kernel, rows_kernel
 from ocp_nn.metrics import Isotropic, Metric
 
@@ -43,12 +43,12 @@ class Shards:
         """The coordinates of the samples here: (r,) -> (B' k,)."""
         return z
 
-    def kernel(self, form: Form, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric) -> Tensor:
+    def kernel(self, form: Form, X: Tensor, u: Control, Y: Cotangents, metric: Metric) -> Tensor:
         """``Gamma = Y' F_u P F_u' Y`` of all samples: (r, r)."""
         return form.kernel(X, u, Y, metric)
 
     def operator(
-        self, form: Form, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric
+        self, form: Form, X: Tensor, u: Control, Y: Cotangents, metric: Metric
     ) -> Callable[[Tensor], Tensor]:
         """``z -> Gamma z`` without Gamma."""
         return form.operator(X, u, Y, metric)
@@ -92,7 +92,7 @@ class Spread(Shards):
         k = z.shape[0] // self.total
         return z[self.before * k : (self.before + self.here) * k]
 
-    def kernel(self, form: Form, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric) -> Tensor:
+    def kernel(self, form: Form, X: Tensor, u: Control, Y: Cotangents, metric: Metric) -> Tensor:
         """Linear stages: from the gathered X and Y. Others: from the gathered rows ``Y' F_u``."""
         if not isinstance(form, LinearForm):
             J = form.rows(X, u, Y)
@@ -101,7 +101,7 @@ class Spread(Shards):
         return linear_kernel(X, Cotangents(rows), metric, form.outputs, form.has_bias)
 
     def operator(
-        self, form: Form, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric
+        self, form: Form, X: Tensor, u: Control, Y: Cotangents, metric: Metric
     ) -> Callable[[Tensor], Tensor]:
         """Gathers r numbers and sums m; linear stages with an isotropic P gather r and B n'."""
         if isinstance(form, LinearForm) and isinstance(metric, Isotropic):

@@ -367,8 +367,10 @@ class Network:
 
     def states(self, inputs: Sequence[Tensor], seed: int | None = None) -> Tensor:
         """Inputs (B, ...) as states (B, n_0); with dropout, keys drawn by ``seed`` are added."""
-        parts = [v.reshape(v.shape[0], -1) for v in inputs]
         dtype = next(self.model.parameters()).dtype
+        parts = [v.reshape(v.shape[0], -1) for v in inputs]
+        if len(parts) == 1 and not self.drops:
+            return parts[0].to(dtype)
         if self.drops:
             generator = torch.Generator().manual_seed(0 if seed is None else seed)
             keys = torch.randint(KEYS, (parts[0].shape[0], 1), generator=generator)
