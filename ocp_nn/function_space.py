@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ocp.engines.base import Begun, Trials
 from ocp.problem import Problem, Stages
+from ocp.stages import finite
 from ocp_nn.cost import LossCost
 from ocp_nn.cotangents import Cotangents
 from ocp_nn.forms import Control, Form, form_of
@@ -80,12 +81,27 @@ class FunctionSpace:
         """(1, B n) -> (B, n) for each t."""
         return xs.parts if isinstance(xs, Laid) else [x.view(self.samples, -1) for x in xs]
 
+    def opened(self, us: Stages) -> Sequence[Control]:
+        """(1, m) -> controls as the forms read them."""
+        if isinstance(us, Laid):
+            return us.parts
+        return [form.open(u[0]) for form, u in zip(self.forms, us, strict=True)]
+
+    def closed(self, t: int, u: Control) -> Tensor:
+        return self.forms[t].close(u)
+
+    # -- the engine ------------------------------------------------------------------------------
     def begin(self, us: Stages, xs: Stages | None = None) -> Begun:
-        """See `Begun`; activations are always rolled out, whatever is given."""
+        """See `Begun`; activations follow from the weights.
+
+        Raises:
+            ValueError: they were given.
+        """
+        if xs is not None:
+            raise ValueError("the function-space engine rolls its controls out: it takes no xs.")
         xs = self.rollout(us)
         cost = self.total_cost(xs, us)
-        fine = torch.isfinite(cost) & torch.stack([torch.isfinite(x).all() for x in xs]).all()
-        return Begun(xs, us, None, torch.zeros_like(cost), cost, fine)
+        return Begun(xs, us, None, torch.zeros_like(cost), cost, torch.isfinite(cost) & finite(xs))
 
     def rollout(self, us: Stages) -> Stages:
         """Activations (1, B n), T + 1 of them, of controls (1, m)."""
