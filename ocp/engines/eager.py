@@ -23,7 +23,7 @@ from ocp.engines.base import (
     Sweep,
     Trials,
 )
-from ocp.engines.indexing import ComputedIndices
+from ocp.engines.indexing import ComputedIndices, batched_indices
 from ocp.problem import Problem, Stages
 from ocp.stages import absolute_sum, each, earlier, finite, largest, later, pack
 
@@ -326,7 +326,7 @@ class Eager:
 def batched(function: Callable[..., Any], dims: Any, chunk: int | None, *args: Any) -> Any:
     """``vmap``, with gradients enabled whatever the caller has: without them the derivative of
     `torch.linalg.solve` is garbage (PyTorch 2.13)."""
-    with torch.enable_grad():
+    with torch.enable_grad(), batched_indices():
         out = vmap(function, in_dims=dims, chunk_size=chunk)(*args)
     return tuple(o.detach() for o in out) if isinstance(out, tuple) else out.detach()
 

@@ -307,9 +307,9 @@ def engine_of(problem: Problem, compiled: Compiled) -> Eager:
 
 def native_of(problem: Problem, compiled: Compiled) -> Native:
     if compiled.form is not None:
-        from ocp.engines.native.cuda import Cuda
+        from ocp.engines.native.cuda import Cuda, PaddedCuda
 
-        return Cuda(problem, compiled)
+        return (Cuda if problem.uniform else PaddedCuda)(problem, compiled)
     from ocp.engines.native.padded import Padded
 
     return (Native if problem.uniform else Padded)(problem, compiled)

@@ -47,10 +47,11 @@ class Padded(Native):
 
     def __init__(self, problem: Problem, compiled: Compiled) -> None:
         self.n, self.m = n, m = compiled.info.n, compiled.info.m
-        self.at_x = [torch.arange(size) for size in problem.state_dims]
-        self.at_u = [torch.arange(size) for size in problem.control_dims]
+        device = problem.x0.device
+        self.at_x = [torch.arange(size, device=device) for size in problem.state_dims]
+        self.at_u = [torch.arange(size, device=device) for size in problem.control_dims]
         self.at_z = [torch.cat((x, n + u)) for x, u in zip(self.at_x, self.at_u, strict=False)]
-        self.missing = torch.ones(problem.horizon, m, dtype=problem.x0.dtype)
+        self.missing = problem.x0.new_ones(problem.horizon, m)
         for row, size in zip(self.missing, problem.control_dims, strict=True):
             row[:size] = 0
         super().__init__(problem, compiled)
