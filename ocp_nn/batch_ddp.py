@@ -21,6 +21,7 @@ from ocp.solvers.loop import Direction, Solver, State, record_of
 from ocp_nn.coordinates import paper, proximal, stagewise
 from ocp_nn.cost import LossCost
 from ocp_nn.function_space import FunctionSpace
+from ocp_nn.gains import Gains, fit, gains_of
 from ocp_nn.matrix_free import matrix_free
 from ocp_nn.model import Model
 from ocp_nn.policy import FunctionPolicy, Source
@@ -147,12 +148,7 @@ class BatchDDP(ILQR):
 
     def direction(self, state: State, expansion: Model) -> Direction:  # type: ignore[override]
         """The sweep. What nobody reads after a mini-batch, its promise and residual, is nan."""
-        memory = state.memory if isinstance(state.memory, Memory) else Memory()
-        model, kept = expansion, None
-        if self.metric.kind == "adam":
-            model, kept = with_momentum(expansion, self.metric, memory)
-        scales = self.scales(state.engine, model)
-        maker = Maker(self.metric, model, memory, scales, float(state.damping), kept)
+        model, maker = self.prepared(state, expansion)
         source = self.sweep_of(model, maker)
         decrease = residual = torch.full_like(state.cost, torch.nan)
         if self.adaptive or not self.mini_batch:
@@ -170,6 +166,27 @@ class BatchDDP(ILQR):
             sweeps=1,
             memory=maker.next_memory,  # type: ignore[arg-type]
         )
+
+    def prepared(self, state: State, expansion: Model) -> tuple[Model, Maker]:
+        """What a sweep is made from: the model, and who makes the metrics."""
+        memory = state.memory if isinstance(state.memory, Memory) else Memory()
+        model, kept = expansion, None
+        if self.metric.kind == "adam":
+            model, kept = with_momentum(expansion, self.metric, memory)
+        scales = self.scales(state.engine, model)
+        return model, Maker(self.metric, model, memory, scales, float(state.damping), kept)
+
+    def gains(self, state: State) -> Gains | None:
+        """Of one more sweep, damping and metric included; None where they would be too large."""
+        engine: Any = state.engine
+        model, maker = self.prepared(state, engine.expand(state.xs, state.us))
+        if not model.active or not fit(model):
+            return None
+        if self.form == "paper" and self.metric.kind != "gauss_newton":
+            return gains_of(model, paper(model, maker, True))
+        if self.form in ("stagewise", "gradient"):
+            return gains_of(model, stagewise(model, maker, self.form == "stagewise"))
+        return gains_of(model, proximal(model, maker, True))
 
     def step_sizes(self, like: Tensor) -> Tensor:
         if not self.mini_batch:
@@ -335,7 +352,11 @@ class BatchDDP(ILQR):
 
     @torch.no_grad()
     def result(self, problem: Problem, state: State) -> Solution:
-        """The weights and their gradient; no gains (m, B n) and no value Hessian (B n, B n)."""
+        """The weights, their gradient, and gains and value as in `gains.Gains` where these fit.
+
+        Policy and value are those of one more sweep, with the proximal term: k, K (m, B n), V_X
+        (B n,) and V_XX (B n, B n), the states of all samples end to end; None where any is large.
+        """
         engine: Any = state.engine
         model = engine.expand(state.xs, state.us)
         gradients = [model.gradient(t).abs().amax() for t in model.active]
@@ -348,6 +369,8 @@ class BatchDDP(ILQR):
             Status.PRECISION: "nothing left to gain above the rounding of the cost",
             Status.NON_FINITE: f"not finite: {memory.fault if isinstance(memory, Memory) else ''}",
         }
+        finite = status != Status.NON_FINITE
+        gains = self.gains(state) if finite else None
         controls = [u[0] for u in state.us]
         states = engine.split(state.xs)
         keys = state.rows[0].keys() if state.rows else ()
@@ -358,8 +381,13 @@ class BatchDDP(ILQR):
                 model.costate(t) if model.ys[t] is not None else None for t in range(len(states))
             ],
             cost=state.cost[0],
-            policy=Policy(states=states, controls=controls, k=None, K=None),
-            value=Value(None, None),
+            policy=Policy(
+                states=[x[0] for x in state.xs],
+                controls=controls,
+                k=None if gains is None else gains.k,
+                K=None if gains is None else gains.K,
+            ),
+            value=Value(None, None) if gains is None else Value(gains.vx, gains.vxx),
             status=status,
             message=f"{texts.get(status, status.name.lower())}: residual {float(residual):.1e}",
             residual=residual,

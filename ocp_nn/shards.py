@@ -78,9 +78,7 @@ class Spread(Shards):
         return self.total
 
     def sum(self, value: Tensor) -> Tensor:
-        value = value.contiguous()
-        dist.all_reduce(value, group=self.group)
-        return value
+        return summed(self.group)(value)
 
     def joined(self, rows: Tensor) -> Tensor:
         k = rows.shape[0] // self.here
@@ -136,12 +134,24 @@ def check_spread(problem: Problem) -> None:
         ValueError: names the stage and the way out.
     """
     for t, stage in enumerate(problem.dynamics.stages):  # type: ignore[attr-defined]
-        if stage.couples_samples or any(op.couples for op in stage.operations):
+        if stage.couples_samples:
             raise ValueError(
                 f"process_group: stage {t} ({stage.name}) is batch norm on the statistics of its "
-                "batch, of which each process has a part only. Put it into evaluation mode "
-                "(module.eval()) or use GroupNorm or LayerNorm."
+                "batch, whose derivatives couple the samples of all processes. Use "
+                "batch_norm='frozen' (the statistics of all samples, constant in derivatives), "
+                "evaluation mode (module.eval()), or GroupNorm or LayerNorm."
             )
+
+
+def summed(group: dist.ProcessGroup) -> Callable[[Tensor], Tensor]:
+    """Sum over its processes; overwrites what it is given."""
+
+    def total(value: Tensor) -> Tensor:
+        value = value.contiguous()
+        dist.all_reduce(value, group=group)
+        return value
+
+    return total
 
 
 def agreed(group: dist.ProcessGroup, mine: bool, device: torch.device) -> bool:

@@ -8,8 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from ocp.processes import group_of
 from ocp_nn.losses import BinaryCrossEntropy, CrossEntropy, Huber, Loss, SquaredError, make_loss
+from ocp_nn.shards import WHOLE, Shards, Spread, spread_weights
 
 LossName = str | Loss | Callable[..., Tensor]
 
@@ -70,6 +73,57 @@ class BatchLoss:
         return loss.value(outputs.flatten(1), targets).mean()
 
 
+class Parallel:
+    """Several processes with a part of the batch each, which take the step of the whole batch.
+
+    Args:
+        model: gets the weights and buffers of the first process.
+        group: of torch.distributed, "default", or None for this process alone. Every process of it
+            makes the same optimiser and calls ``step`` with its own samples, as many as it likes.
+    """
+
+    def __init__(self, model: nn.Module, group: Any) -> None:
+        self.model = model
+        self.group = None if group is None else group_of("process_group", group)
+        if self.group is not None:
+            spread_weights(model, self.group)
+
+    def shards(self, batch: Tensor) -> Shards:
+        """Of a batch of which this process has ``batch``.
+
+        Raises:
+            ValueError: batch norm on the statistics of a part of the batch.
+        """
+        if self.group is None:
+            return WHOLE
+        for name, module in self.model.named_modules():
+            alone = isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+            if alone and module.training:
+                raise ValueError(
+                    f"process_group: {name} is batch norm on the statistics of its batch, of which "
+                    "each process has a part only. Put it into evaluation mode (module.eval()), "
+                    "make it a SyncBatchNorm (on GPUs) or use GroupNorm or LayerNorm."
+                )
+        return Spread(self.group, len(batch), batch.device)
+
+
+def share(mean: Tensor, B: int, shards: Shards) -> Tensor:
+    """What the mean over the B samples here adds to the mean over all."""
+    return mean if shards is WHOLE else mean * (B / shards.count(B))
+
+
+@torch.no_grad()
+def sum_gradients(parameters: Iterable[Tensor], shards: Shards) -> None:
+    """Of each process, into the ``grad`` of all, in one message."""
+    if shards is WHOLE:
+        return
+    chosen = list(parameters)  # one without a gradient here may have one elsewhere
+    whole = flat([torch.zeros_like(p) if p.grad is None else p.grad for p in chosen])
+    pieces = shards.sum(whole).split([p.numel() for p in chosen])
+    for p, piece in zip(chosen, pieces, strict=True):
+        p.grad = piece.view_as(p)
+
+
 class BatchStep(torch.optim.Optimizer):
     """Gives an optimiser of torch a ``step(inputs, targets)`` beside its ``step(closure)``.
 
@@ -79,6 +133,7 @@ class BatchStep(torch.optim.Optimizer):
         model: whose parameters with ``requires_grad`` are trained.
         loss: name, callable or `Loss`; the mean over the batch is minimised.
         params: parameters or groups of them, as torch takes them; all of the model if None.
+        process_group: see `Parallel`.
         options: of the torch class.
     """
 
@@ -87,9 +142,12 @@ class BatchStep(torch.optim.Optimizer):
         model: nn.Module,
         loss: LossName = "cross_entropy",
         params: Iterable[Any] | None = None,
+        *,
+        process_group: Any = None,
         **options: Any,
     ) -> None:
         self.model, self.loss = model, BatchLoss(loss)
+        self.parallel = Parallel(model, process_group)
         chosen = list(trainable(model).values()) if params is None else params
         super().__init__(chosen, **options)
 
@@ -111,12 +169,15 @@ class BatchStep(torch.optim.Optimizer):
                 raise TypeError("step(inputs, targets) needs targets, got inputs alone.")
             return inputs
 
+        shards = self.parallel.shards(targets)
+
         def evaluate() -> Tensor:
             with torch.enable_grad():
                 self.zero_grad()
-                loss = self.loss(self.model(inputs), targets)
+                loss = share(self.loss(self.model(inputs), targets), len(targets), shards)
                 loss.backward()
-            return loss.detach()
+            sum_gradients(trainable(self.model).values(), shards)
+            return shards.sum(loss.detach())
 
         return evaluate
 
@@ -126,10 +187,18 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
     Random numbers come from a generator of the optimiser's own, part of its state, so that a run
     that is resumed draws what it would have drawn.
+
+    Attributes:
+        shards: where the samples of the present batch are.
     """
 
     def __init__(
-        self, model: nn.Module, loss: LossName, defaults: dict[str, Any], seed: int = 0
+        self,
+        model: nn.Module,
+        loss: LossName,
+        defaults: dict[str, Any],
+        seed: int = 0,
+        process_group: Any = None,
     ) -> None:
         for name in ("lr", "damping"):
             if not defaults.get(name, 1.0) > 0:
@@ -141,6 +210,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             if not defaults.get(name, 0.0) < 1:
                 raise ValueError(f"{name} must be less than 1, got {defaults[name]}.")
         self.model, self.loss = model, BatchLoss(loss)
+        self.parallel, self.shards = Parallel(model, process_group), WHOLE
         self.parameters = trainable(model)
         self.generator = torch.Generator().manual_seed(seed)
         super().__init__(list(self.parameters.values()), defaults)
@@ -156,6 +226,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__} needs the batch for its curvature: call "
                 "step(inputs, targets). A closure hides the batch."
             )
+        self.shards = self.parallel.shards(targets)
         with torch.enable_grad():
             return self.update(inputs, targets).detach()
 

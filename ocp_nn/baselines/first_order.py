@@ -50,6 +50,7 @@ class Muon(BatchStep):
         lr: of the matrices. weight_decay: of the matrices.
         adamw_lr: of biases, filters of convolutions and all else that is no matrix; lr if None.
         adamw_weight_decay: of these.
+        process_group: see `base.Parallel`.
         options: of `torch.optim.Muon`.
 
     Raises:
@@ -67,6 +68,7 @@ class Muon(BatchStep):
         weight_decay: float = 0.0,
         adamw_lr: float | None = None,
         adamw_weight_decay: float = 0.0,
+        process_group: Any = None,
         **options: Any,
     ) -> None:
         matrix_optimizer = getattr(torch.optim, "Muon", None)
@@ -84,7 +86,7 @@ class Muon(BatchStep):
             rate = lr if adamw_lr is None else adamw_lr
             self._parts.append(torch.optim.AdamW(others, lr=rate, weight_decay=adamw_weight_decay))
         groups = [group for part in self._parts for group in part.param_groups]
-        super().__init__(model, loss, groups, defaults={})
+        super().__init__(model, loss, groups, process_group=process_group, defaults={})
         self._share()
 
     def _share(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ocp_nn.baselines.base import CurvatureOptimizer, LossName
+from ocp_nn.baselines.base import CurvatureOptimizer, LossName, share, sum_gradients
 from ocp_nn.baselines.layers import (
     Layer,
     check_statistics,
@@ -19,6 +19,7 @@ from ocp_nn.baselines.layers import (
     layers_of,
     recording,
 )
+from ocp_nn.losses import Loss
 from ocp_nn.positions import squares
 
 
@@ -41,6 +42,7 @@ class KFAC(CurvatureOptimizer):
         rest_lr: step size of plain gradient descent for parameters of other layers; None refuses.
         kl_clip: shrink the step so that ``lr^2 g' update`` is at most this; None never.
         seed: of the draws of "sampled".
+        process_group: see `base.Parallel`; gradients and factors are of all samples.
 
     Raises:
         ValueError: a parameter outside its range, or layers without Kronecker factors.
@@ -61,6 +63,7 @@ class KFAC(CurvatureOptimizer):
         rest_lr: float | None = None,
         kl_clip: float | None = None,
         seed: int = 0,
+        process_group: Any = None,
     ) -> None:
         check_statistics(statistics)
         for name, value in (("rest_lr", rest_lr), ("kl_clip", kl_clip)):
@@ -80,7 +83,7 @@ class KFAC(CurvatureOptimizer):
             "rest_lr": rest_lr,
             "kl_clip": kl_clip,
         }
-        super().__init__(model, loss, defaults, seed)
+        super().__init__(model, loss, defaults, seed, process_group)
         structured = {id(p) for layer in self.layers.values() for p in layer.module.parameters()}
         self.rest = [p for p in self.parameters.values() if id(p) not in structured]
 
@@ -89,8 +92,9 @@ class KFAC(CurvatureOptimizer):
         self.zero_grad()
         with recording(self.layers):
             outputs = self.model(inputs)
-        value = self.loss(outputs, targets)
+        value = share(self.loss(outputs, targets), len(targets), self.shards)
         gradients = self.output_gradients(outputs, targets, value)
+        sum_gradients(self.parameters.values(), self.shards)
         with torch.no_grad():
             updates = []
             for layer, g in zip(self.layers.values(), gradients, strict=True):
@@ -107,7 +111,7 @@ class KFAC(CurvatureOptimizer):
                 p.add_(p.grad + group["weight_decay"] * p, alpha=-group["rest_lr"])
         for layer in self.layers.values():
             del layer.outputs, layer.inputs  # they hold the graph
-        return value
+        return self.shards.sum(value.detach())
 
     def output_gradients(self, outputs: Tensor, targets: Tensor, value: Tensor) -> list[Tensor]:
         """(k, B, *output) for each layer; the gradient of the loss goes to ``.grad`` as well."""
@@ -116,12 +120,13 @@ class KFAC(CurvatureOptimizer):
         parameters = list(self.parameters.values())
         if self.statistics == "empirical":  # one backward pass has both
             both = torch.autograd.grad(value, [*parameters, *at], materialize_grads=True)
-            gradients = [len(outputs) * g[None] for g in both[len(parameters) :]]
+            B = self.shards.count(len(outputs))
+            gradients = [B * g[None] for g in both[len(parameters) :]]
             own = both[: len(parameters)]
         else:
             flat = outputs.flatten(1)
             with torch.no_grad():
-                Y = cotangents(loss, flat, targets, self.statistics, self.generator)
+                Y = self.cotangents(loss, flat, targets)
             if len(Y) == 1:
                 found = torch.autograd.grad(flat, at, Y[0], retain_graph=True)
                 gradients = [g[None] for g in found]
@@ -133,15 +138,23 @@ class KFAC(CurvatureOptimizer):
             p.grad = g
         return gradients
 
+    def cotangents(self, loss: Loss, flat: Tensor, targets: Tensor) -> Tensor:
+        """See `cotangents`; draws are those of the whole batch, the same in every process."""
+        if self.statistics != "sampled":
+            return cotangents(loss, flat, targets, self.statistics, self.generator)
+        whole, all_targets = self.shards.joined(flat), self.shards.joined(targets)
+        Y = cotangents(loss, whole, all_targets, self.statistics, self.generator)
+        return self.shards.own(Y.movedim(1, 0)).movedim(0, 1)
+
     def observe(self, layer: Layer, g: Tensor, group: dict[str, Any]) -> None:
         """Update a layer's factors from rows g (k, B, L, n_out) and its recorded inputs."""
         state, a = self.state[layer.weight], layer.inputs
         state["step"] = state.get("step", 0) + 1
-        samples, positions = a.shape[:2]
+        samples, positions = self.shards.count(a.shape[0]), a.shape[1]
         a, g = a.flatten(0, 1), g.flatten(0, 2)
         keep = min(group["decay"], 1 - 1 / state["step"])
-        running(state, "A", a.mT @ a / samples, keep)
-        running(state, "G", g.mT @ g / (samples * positions), keep)
+        running(state, "A", self.shards.sum(a.mT @ a) / samples, keep)
+        running(state, "G", self.shards.sum(g.mT @ g) / (samples * positions), keep)
 
     def precondition(self, layer: Layer, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         """(n_out, n_in) -> the same."""
@@ -190,7 +203,7 @@ class EKFAC(KFAC):
             state["s"] = torch.outer(eigenvalues_G, eigenvalues_A).clamp_min_(0)
         a, g = layer.inputs @ state["U_A"], g @ state["U_G"]
         keep = min(group["decay"], 1 - 1 / state["step"])
-        running(state, "s", squares(a, g) / len(a), keep)
+        running(state, "s", self.shards.sum(squares(a, g)) / self.shards.count(len(a)), keep)
 
     def precondition(self, layer: Layer, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[layer.weight]

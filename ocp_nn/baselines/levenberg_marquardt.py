@@ -8,16 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
-from ocp_nn.baselines.base import CurvatureOptimizer, LossName, add_flat
+from ocp_nn.baselines.base import CurvatureOptimizer, LossName, add_flat, share
+from ocp_nn.shards import WHOLE, Shards
 
 SMALLEST, LARGEST = 1e-15, 1e15  # damping
 
 
 class Model(NamedTuple):
-    """Quadratic model of the loss at one point: ``g`` (m,) and the factor ``J`` (r, m)."""
+    """Quadratic model of the loss at one point: ``g`` (m,) and the factor ``J`` (r, m).
+
+    With several processes J has the rows of the samples here if there are more rows than
+    parameters, and products are summed; else J is gathered.
+    """
 
     gradient: Tensor
     J: Tensor
+    shards: Shards
+    primal: bool  # m <= r
     scale: Tensor  # (m,): the damping is damping * diag(scale)
 
 
@@ -36,6 +43,7 @@ class LevenbergMarquardt(CurvatureOptimizer):
         lr: part of the step that is taken, 1 for all of it.
         damping: at the start. trials: at most so many dampings in one step.
         scaling: "identity" (Levenberg) or "diagonal" of J'J (Marquardt), for D.
+        process_group: see `base.Parallel`.
 
     Raises:
         ValueError: a parameter outside its range.
@@ -52,12 +60,13 @@ class LevenbergMarquardt(CurvatureOptimizer):
         damping: float = 1e-2,
         trials: int = 8,
         scaling: str = "identity",
+        process_group: Any = None,
     ) -> None:
         if scaling not in ("identity", "diagonal"):
             raise ValueError(f"scaling must be 'identity' or 'diagonal', got {scaling!r}.")
         if trials < 1:
             raise ValueError(f"trials must be at least 1, got {trials}.")
-        super().__init__(model, loss, {"lr": lr, "damping": damping})
+        super().__init__(model, loss, {"lr": lr, "damping": damping}, process_group=process_group)
         self.trials, self.scaling = trials, scaling
         self.growth = 2.0
 
@@ -77,9 +86,10 @@ class LevenbergMarquardt(CurvatureOptimizer):
                 step = solver(group["damping"])
                 if step is not None:
                     step = group["lr"] * step
-                    predicted = -(model.gradient @ step) - (model.J @ step).square().sum() / 2
+                    curvature = model.shards.sum((model.J @ step).square().sum())
+                    predicted = -(model.gradient @ step) - curvature / 2
                     add_flat(self.parameters.values(), step)
-                    actual = value - self.loss(self.model(inputs), targets)
+                    actual = value - self.value(self.model(inputs), targets)
                     if self.move(group, float(actual), float(predicted)):
                         break
                     for p, old in zip(self.parameters.values(), before, strict=True):
@@ -87,6 +97,10 @@ class LevenbergMarquardt(CurvatureOptimizer):
                 else:
                     self.refuse(group)
         return value
+
+    def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of all samples."""
+        return self.shards.sum(share(self.loss(outputs, targets), len(targets), self.shards))
 
     def move(self, group: dict[str, Any], actual: float, predicted: float) -> bool:
         """Nielsen's rule; whether the step is taken. A loss that is nan is refused."""
@@ -107,19 +121,22 @@ class LevenbergMarquardt(CurvatureOptimizer):
         """Loss of the batch and its quadratic model."""
         with torch.no_grad():
             outputs = self.model(inputs)
-            value = self.loss(outputs, targets)
+            value = self.value(outputs, targets)
             loss, targets = self.loss.prepare(outputs, targets)
-            B, outputs = len(outputs), outputs.flatten(1)
+            B, outputs = self.shards.count(len(outputs)), outputs.flatten(1)
             # One pass has the rows of J and, as a last cotangent, the gradient of the loss.
             Y = loss.factor(outputs, targets).mT / B**0.5
             last = loss.gradient(outputs, targets)[:, None] / B
             rows = sensitivities(self.model, self.parameters, inputs, torch.cat((Y, last), dim=1))
-            J, gradient = rows[:, :-1].flatten(0, 1), rows[:, -1].sum(dim=0)
+            J, gradient = rows[:, :-1].flatten(0, 1), self.shards.sum(rows[:, -1].sum(dim=0))
+            shards, primal = self.shards, J.shape[1] <= B * Y.shape[1]
+            if not primal:
+                J, shards = shards.joined(J), WHOLE
             scale = torch.ones_like(gradient)
             if self.scaling == "diagonal":
-                diagonal = J.square().sum(dim=0)
+                diagonal = shards.sum(J.square().sum(dim=0))
                 scale = diagonal + torch.finfo(J.dtype).eps * diagonal.max()  # silent parameters
-        return value, Model(gradient, J, scale)
+        return value, Model(gradient, J, shards, primal, scale)
 
 
 def sensitivities(
@@ -144,8 +161,11 @@ class Solver:
 
     def __init__(self, model: Model) -> None:
         self.g, self.J, self.D = model.gradient, model.J, model.scale
-        self.primal = self.J.shape[1] <= self.J.shape[0]
-        self.gram = self.J.mT @ self.J if self.primal else (self.J / self.D) @ self.J.mT
+        self.primal = model.primal
+        if self.primal:
+            self.gram = model.shards.sum(self.J.mT @ self.J)
+        else:
+            self.gram = (self.J / self.D) @ self.J.mT
 
     def __call__(self, damping: float) -> Tensor | None:
         """The step (m,), or None where rounding leaves the matrix indefinite or not finite."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ocp_nn.baselines.base import CurvatureOptimizer, LossName, add_flat, flat
+from ocp_nn.baselines.base import CurvatureOptimizer, LossName, add_flat, flat, share
 
 DAMPING_RANGE = (1e-10, 1e5)
 
@@ -34,6 +34,7 @@ class KWNG(CurvatureOptimizer):
         adapt_every: steps between two changes of the damping by how well the loss went down
             along the step before; 0 never.
         seed: of the choice of basis points.
+        process_group: see `base.Parallel`; outputs of all samples are gathered.
 
     Raises:
         ValueError: a parameter outside its range.
@@ -55,6 +56,7 @@ class KWNG(CurvatureOptimizer):
         weight_decay: float = 0.0,
         adapt_every: int = 5,
         seed: int = 0,
+        process_group: Any = None,
     ) -> None:
         if basis < 1:
             raise ValueError(f"basis must be at least 1, got {basis}.")
@@ -74,7 +76,7 @@ class KWNG(CurvatureOptimizer):
             "momentum": momentum,
             "weight_decay": weight_decay,
         }
-        super().__init__(model, loss, defaults, seed)
+        super().__init__(model, loss, defaults, seed, process_group)
         self.basis, self.bandwidth, self.ridge = basis, bandwidth, ridge
         self.scaling, self.clip, self.adapt_every = scaling, clip, adapt_every
         self.count, self.best_ratio = 0, 0.0
@@ -90,14 +92,17 @@ class KWNG(CurvatureOptimizer):
     def update(self, inputs: Tensor, targets: Tensor) -> Tensor:
         group, parameters = self.param_groups[0], list(self.parameters.values())
         outputs = self.model(inputs)
-        value = self.loss(outputs, targets)
-        if self.adapt_every:
-            self.adapt(group, float(value.detach()))
+        own = share(self.loss(outputs, targets), len(targets), self.shards)
         with torch.no_grad():
-            cotangents, gram = self.kernel_basis(outputs.flatten(1))
-        T = jacobian(outputs.flatten(1), parameters, cotangents)
-        gradient = flat(torch.autograd.grad(value, parameters, materialize_grads=True))
+            value = self.shards.sum(own.detach().clone())
+            if self.adapt_every:
+                self.adapt(group, float(value))
+            cotangents, gram = self.kernel_basis(self.shards.joined(outputs.flatten(1)))
+            cotangents = self.shards.own(cotangents.movedim(1, 0)).movedim(0, 1)
+        T = self.shards.sum(jacobian(outputs.flatten(1), parameters, cotangents))
+        gradient = flat(torch.autograd.grad(own, parameters, materialize_grads=True))
         with torch.no_grad():
+            gradient = self.shards.sum(gradient)
             if group["weight_decay"]:
                 gradient = gradient + group["weight_decay"] * flat(parameters)
             direction = natural_gradient(
