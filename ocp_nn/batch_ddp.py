@@ -30,7 +30,7 @@ from ocp_nn.statistics import Maker, Memory, Scale, Settings, with_momentum
 
 FORMS = ("proximal", "paper", "stagewise", "gradient")
 SOLVERS = ("auto", "cholesky", "cg", "primal")
-SMALL = 300  # coordinates up to which a Cholesky factor a stage is cheapest
+SMALL = 800  # coordinates up to which a Cholesky factor a stage is cheapest at usual dampings
 _scales: WeakKeyDictionary[LossCost, dict[Any, tuple[Scale, ...]]] = WeakKeyDictionary()
 
 GAIN_MEMORY = 0.9  # of the running means of seen and promised decrease, batch to batch

@@ -31,7 +31,7 @@ from ocp_nn.cli_input import (
     settings_from,
     write_settings,
 )
-from ocp_nn.cli_output import CsvLog, Line, TensorBoardLog, facts, print_row, write_result
+from ocp_nn.cli_output import CsvLog, Line, PrintedRows, TensorBoardLog, facts, write_result
 from ocp_nn.experiments import checkpoint
 from ocp_nn.experiments.study import compare as compare_optimizers
 from ocp_nn.experiments.training import Result, Status
@@ -232,7 +232,9 @@ def compare(
                 data, chosen, model_maker(settings, data), loss=settings.loss,
                 epochs=settings.epochs, batch_size=settings.batch_size, seeds=range(seeds),
                 patience=settings.patience, monitor=settings.monitor, started=started,
-                callback=line, title=title_of(settings, data),
+                callback=line,
+                title=f"{title_of(settings, data)}, batches of {settings.batch_size}, "
+                f"up to epoch {settings.epochs}",
             )  # fmt: skip
         finally:
             if line is not None:
@@ -240,7 +242,9 @@ def compare(
         files = []
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            files = [study.to_csv(out / "epochs.csv"), study.to_json(out / "study.json")]
+            table = out / "table.txt"
+            table.write_text(f"{study.table()}\n", "utf-8")
+            files = [table, study.to_csv(out / "epochs.csv"), study.to_json(out / "study.json")]
             files.append(study.plot(out / "curves.png"))
     written = [str(file) for file in files]
     if as_json:
@@ -317,10 +321,10 @@ def perform(
     network = model_maker(settings, data)(settings.seed)
     optimizer = make_optimizer(settings.optimizer, network, settings.loss, **dict(settings.options))
     rows = [] if saved is None else saved["rows"]
-    log: list[Any] = [] if silent else [print_row]
+    log: list[Any] = [] if silent else [PrintedRows()]
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_settings(folder, settings)
+        kept = [folder / CHECKPOINT, folder / "history.csv", write_settings(folder, settings)]
         log.append(CsvLog(folder / "history.csv", rows))
         if tensorboard:
             log.append(TensorBoardLog(folder / "tensorboard", rows[-1]["epoch"] if rows else None))
@@ -340,7 +344,7 @@ def perform(
         return result, []
     title = title_of(settings, data)
     files = write_result(folder, f"{settings.optimizer} on {title}", result, network.state_dict())
-    return result, [str(folder / CHECKPOINT), str(folder / "history.csv"), *files]
+    return result, [*map(str, kept), *files]
 
 
 def title_of(settings: Settings, data: Any) -> str:

@@ -202,6 +202,9 @@ def checkpoint_in(path: Path) -> Path:
     return path / CHECKPOINT if path.is_dir() else path
 
 
-def write_settings(out: Path, settings: Settings) -> None:
+def write_settings(out: Path, settings: Settings) -> Path:
+    """The file."""
     text = json.dumps(settings.plain(), indent=1, default=str)
-    (out / "settings.json").write_text(text + "\n", "utf-8")
+    file = out / "settings.json"
+    file.write_text(text + "\n", "utf-8")
+    return file

@@ -50,11 +50,17 @@ class Line(Progress):
         return Text.assemble((f"{self.title}  ", "bold"), words, no_wrap=True, overflow="ellipsis")
 
 
-def print_row(row: Row) -> None:
-    """A row under the header, which comes with the first one."""
-    if row["epoch"] == 0:
-        typer.echo("".join(f"{name:>{WIDTH}}" for name in COLUMNS))
-    typer.echo("".join(f"{number(row[k], form):>{WIDTH}}" for k, form in COLUMNS.items()))
+class PrintedRows:
+    """Rows on the screen, a header above the first one that this process makes."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def __call__(self, row: Row) -> None:
+        if not self.begun:
+            typer.echo("".join(f"{name:>{WIDTH}}" for name in COLUMNS))
+            self.begun = True
+        typer.echo("".join(f"{number(row[k], form):>{WIDTH}}" for k, form in COLUMNS.items()))
 
 
 class CsvLog:

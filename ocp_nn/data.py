@@ -17,6 +17,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -269,8 +270,8 @@ def npm_digits(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 def complete_idx(places: list[Path]) -> list[Path] | None:
     """The four idx files of the first folder that has all of them, gzipped or not."""
     for place in places:
-        for suffix in ("-ubyte.gz", "-ubyte"):
-            files = [place / f"{name}{suffix}" for name in IDX_FILES]
+        for mark, suffix in product(("-idx", ".idx"), ("-ubyte.gz", "-ubyte")):
+            files = [place / f"{name.replace('-idx', mark)}{suffix}" for name in IDX_FILES]
             if all(file.is_file() for file in files):
                 return files
     return None

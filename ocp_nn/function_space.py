@@ -91,7 +91,13 @@ class FunctionSpace:
 
     # -- the engine ------------------------------------------------------------------------------
     def begin(self, us: Stages, xs: Stages | None = None) -> Begun:
-        """See `Begun`; activations are always rolled out, whatever is given."""
+        """See `Begun`; activations follow from the weights.
+
+        Raises:
+            ValueError: they were given.
+        """
+        if xs is not None:
+            raise ValueError("the function-space engine rolls its controls out: it takes no xs.")
         xs = self.rollout(us)
         cost = self.total_cost(xs, us)
         fine = torch.isfinite(cost) & torch.stack([torch.isfinite(x).all() for x in xs]).all()

@@ -29,7 +29,7 @@ class Gains(NamedTuple):
 def fit(model: Model) -> bool:
     """Whether gains and value Hessians are small enough, and all samples here."""
     sizes = [x.numel() for x in model.xs]
-    gains = sum(form.m * n for form, n in zip(model.forms, sizes, strict=False))
+    gains = sum(u.numel() * n for u, n in zip(model.us, sizes, strict=False))
     return max(gains, sum(n * n for n in sizes)) <= LARGEST and model.shards.count(1) == 1
 
 
@@ -85,8 +85,8 @@ def coordinates(source: Proximal | Paper | Separate, t: int) -> tuple[Tensor, Te
         L = source.factors[t]
         return torch.cholesky_solve(source.ws[t][:, None], L)[:, 0], torch.cholesky_inverse(L)
     z, C = source.zs[t], source.Cs[t]
-    columns = torch.eye(z.shape[0], dtype=z.dtype, device=z.device)
-    return z, torch.stack([C(e) for e in columns], dim=1)
+    units = torch.eye(z.shape[0], dtype=z.dtype, device=z.device)
+    return z, torch.stack([C(unit) for unit in units], dim=1)
 
 
 def values(model: Model, source: Proximal, ys: list[Cotangents]) -> list[tuple[Tensor, Tensor]]:

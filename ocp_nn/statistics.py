@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ocp_nn.cotangents import Cotangents
+from ocp_nn.eigenbasis import eigenbasis
 from ocp_nn.forms import LinearForm, PositionsForm
 from ocp_nn.metrics import Diagonal, Eigenbasis, Isotropic, Kronecker, Metric, with_one
 from ocp_nn.model import Model
@@ -312,7 +313,7 @@ class Maker:
     ) -> Metric:
         new, scale = self.new[t], self.scales[t]
         if due:
-            (a, W), (g, U) = torch.linalg.eigh(A), torch.linalg.eigh(G)
+            (a, W), (g, U) = eigenbasis(A), eigenbasis(G)
             new["W"], new["U"] = W, U
             # In a new basis the old second moments mean nothing; KFAC's are the best known.
             second = g.clamp_min(0)[:, None] * a.clamp_min(0)

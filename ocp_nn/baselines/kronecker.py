@@ -19,6 +19,7 @@ from ocp_nn.baselines.layers import (
     layers_of,
     recording,
 )
+from ocp_nn.eigenbasis import eigenbasis
 from ocp_nn.losses import Loss
 from ocp_nn.positions import squares
 
@@ -198,8 +199,8 @@ class EKFAC(KFAC):
         super().observe(layer, g, group)
         state = self.state[layer.weight]
         if (state["step"] - 1) % group["refresh"] == 0:
-            eigenvalues_A, state["U_A"] = torch.linalg.eigh(state["A"])
-            eigenvalues_G, state["U_G"] = torch.linalg.eigh(state["G"])
+            eigenvalues_A, state["U_A"] = eigenbasis(state["A"])
+            eigenvalues_G, state["U_G"] = eigenbasis(state["G"])
             state["s"] = torch.outer(eigenvalues_G, eigenvalues_A).clamp_min_(0)
         a, g = layer.inputs @ state["U_A"], g @ state["U_G"]
         keep = min(group["decay"], 1 - 1 / state["step"])
@@ -224,7 +225,7 @@ def inverse(factor: Tensor, damping: Tensor) -> Tensor:
     damped = factor + torch.diag_embed(damping.expand(len(factor)))
     L, info = torch.linalg.cholesky_ex(damped)
     if int(info) != 0:  # rounding left it indefinite
-        eigenvalues, U = torch.linalg.eigh(factor)
+        eigenvalues, U = eigenbasis(factor)
         return (U / (eigenvalues.clamp_min(0) + damping)) @ U.mT
     return torch.cholesky_inverse(L)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ocp.plot import new_figure
 from ocp.tables import Row
@@ -52,9 +53,24 @@ def curves(title: str, runs: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
         values = [r[y] for seeds in runs.values() for rows in seeds for r in rows]
         if y == "loss" and min(values) > 0:
             axis.set_yscale("log")
+        frame(axis, [r[y] for seeds in runs.values() for rows in seeds for r in rows[1:]])
+        if x == "epoch":
+            axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_xlabel(AXES[x])
         axis.set_ylabel(name)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize="small")
+    if len(runs) > 1:
+        axes[1].legend(fontsize="small", loc="lower right")
     figure.suptitle(title)
     return figure
+
+
+def frame(axis: Any, values: Sequence[float]) -> None:
+    """Show these values; what comes before training would squeeze them into a corner."""
+    finite = [v for v in values if math.isfinite(v)]
+    if len(finite) < 2 or min(finite) == max(finite):
+        return
+    transform = axis.yaxis.get_transform()
+    low, high = transform.transform([min(finite), max(finite)])
+    margin = 0.08 * (high - low)
+    axis.set_ylim(*transform.inverted().transform([low - margin, high + margin]))

@@ -264,7 +264,7 @@ def train(
             write(row)
         keep()
 
-    status, message = Status.FINISHED, f"{epochs} epochs."
+    status, message = Status.FINISHED, ""
     with interrupts() as pressed:
         if not run.rows:
             complete()
@@ -290,6 +290,8 @@ def train(
                 f"Diverged at step {run.position.step}, {place(run)}: {error}. "
                 "The model has its last good weights."
             )
+    done = run.position.epoch  # more than asked for, where a longer run was resumed
+    message = message or f"{done} epoch{'' if done == 1 else 's'}."
     return Result(run.rows, status, message, run.position.best, run.best_weights)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -54,16 +55,19 @@ def vector(model):
 @pytest.mark.parametrize(
     ("name", "reference"),
     [
-        ("sgd", lambda p: torch.optim.SGD(p, lr=0.1)),
-        ("momentum", lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9)),
-        ("rmsprop", lambda p: torch.optim.RMSprop(p, lr=1e-3)),
-        ("adam", lambda p: torch.optim.Adam(p, lr=1e-3)),
-        ("adamw", lambda p: torch.optim.AdamW(p, lr=1e-3)),
+        ("sgd", torch.optim.SGD),
+        ("momentum", partial(torch.optim.SGD, momentum=0.9)),
+        ("rmsprop", torch.optim.RMSprop),
+        ("adam", torch.optim.Adam),
+        ("adamw", torch.optim.AdamW),
     ],
 )
 def test_a_batch_step_is_torchs_step_on_the_gradient_of_the_mean_loss(name, reference):
     mine, theirs = dense_net(), dense_net()
-    own, other = make_optimizer(name, mine), reference(theirs.parameters())
+    own, other = (
+        make_optimizer(name, mine),
+        reference(theirs.parameters(), lr=options_of(name)["lr"]),
+    )
     x, y = batch(7)
     for _ in range(3):
         loss = own.step(x, y)

@@ -26,7 +26,7 @@ def write_idx(path, array):
     (gzip.open if path.suffix == ".gz" else open)(path, "wb").write(content)
 
 
-def fake_idx(folder, suffix="-ubyte.gz", train=30, test=7):
+def fake_idx(folder, suffix="-ubyte.gz", train=30, test=7, mark="-idx"):
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     made = []
@@ -34,17 +34,19 @@ def fake_idx(folder, suffix="-ubyte.gz", train=30, test=7):
         images = rng.integers(0, 256, (count, 28, 28))
         labels = np.arange(count) % 10
         images[:, 0, 0] = labels  # so that a pair that is torn apart is seen
-        write_idx(folder / f"{part}-images-idx3{suffix}", images)
-        write_idx(folder / f"{part}-labels-idx1{suffix}", labels)
+        write_idx(folder / f"{part}-images{mark}3{suffix}", images)
+        write_idx(folder / f"{part}-labels{mark}1{suffix}", labels)
         made.append((images, labels))
     return made
 
 
-@pytest.mark.parametrize("suffix", ["-ubyte.gz", "-ubyte"])
+@pytest.mark.parametrize(
+    ("mark", "suffix"), [("-idx", "-ubyte.gz"), ("-idx", "-ubyte"), (".idx", "-ubyte")]
+)
 @pytest.mark.parametrize("name", ["fashion_mnist", "mnist"])
-def test_idx_files_keep_pairs_and_the_official_split(tmp_path, name, suffix):
+def test_idx_files_keep_pairs_and_the_official_split(tmp_path, name, mark, suffix):
     folder = tmp_path / ("fashion-mnist" if name == "fashion_mnist" else "mnist")
-    (images, labels), (test_images, test_labels) = fake_idx(folder, suffix)
+    (images, labels), (test_images, test_labels) = fake_idx(folder, suffix, mark=mark)
     d = load(name, tmp_path)
     assert d.shape == (1, 28, 28) and len(d.inputs) == 30 and len(d.test_inputs) == 7
     for x, y in ((d.inputs, d.targets), (d.test_inputs, d.test_targets)):

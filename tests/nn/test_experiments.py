@@ -44,8 +44,9 @@ def same(a, b):
 # -- a run -------------------------------------------------------------------------------------
 def test_a_run_is_the_loop_one_would_write():
     model, plain = net(), net()
-    result = train(model, make_optimizer("adam", model), DATA, epochs=2, batch_size=20, seed=3)
-    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
+    adam = make_optimizer("adam", model, lr=3e-3)
+    result = train(model, adam, DATA, epochs=2, batch_size=20, seed=3)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=3e-3)
     for epoch in range(2):
         order = torch.randperm(48, generator=torch.Generator().manual_seed(3_000_009 + epoch))
         for chosen in order.split(20):

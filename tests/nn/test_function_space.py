@@ -125,7 +125,7 @@ def test_auto_takes_the_primal_side_cholesky_or_conjugate_gradients():
         state = BatchDDP().init(problem, ocp_nn.initial_controls(problem))
         chosen.append(BatchDDP().chosen(state.engine.expand(state.xs, state.us)))
     wide = nn.Sequential(nn.Linear(4, 400), nn.Tanh(), nn.Linear(400, 3)).double()
-    problem = ocp_nn.compile(wide, "mse", torch.randn(110, 4).double(), targets("mse", 110))
+    problem = ocp_nn.compile(wide, "mse", torch.randn(300, 4).double(), targets("mse", 300))
     state = BatchDDP().init(problem, ocp_nn.initial_controls(problem))
     chosen.append(BatchDDP().chosen(state.engine.expand(state.xs, state.us)))
     assert chosen == ["cholesky", "primal", "cg"]

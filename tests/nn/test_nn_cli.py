@@ -83,7 +83,14 @@ def test_train_prints_a_row_an_epoch_and_writes_what_it_says():
     ]  # fmt: skip
     assert [line.split()[0] for line in lines[1:5]] == ["0", "1", "2", "3"]
     assert "FINISHED: 3 epochs." in out.stdout
-    for name in ("checkpoint.pt", "history.csv", "weights.pt", "best.pt", "curves.png"):
+    for name in (
+        "checkpoint.pt",
+        "history.csv",
+        "settings.json",
+        "weights.pt",
+        "best.pt",
+        "curves.png",
+    ):
         assert Path("a/b", name).stat().st_size > 0
         assert f"wrote {Path('a/b', name)}" in out.stdout
     assert json.loads(Path("a/b/settings.json").read_text())["optimizer"] == "adam"
@@ -103,7 +110,7 @@ def test_a_resumed_run_ends_where_the_whole_one_does(optimizer):
     run("train", "clusters", *arguments, "--epochs", 4, "--out", "whole")
     run("train", "clusters", *arguments, "--epochs", 2, "--out", "part")
     out = run("train", "--resume", "part", "--epochs", 4).stdout
-    assert [line.split()[0] for line in out.splitlines()[:2]] == ["3", "4"]
+    assert [line.split()[0] for line in out.splitlines()[:3]] == ["epoch", "3", "4"]
     whole, part = (torch.load(f"{name}/weights.pt") for name in ("whole", "part"))
     for key, value in whole.items():
         assert torch.equal(value, part[key]) and value.dtype == torch.float64
@@ -173,7 +180,8 @@ def test_compare_writes_table_and_figure():
         "--epochs", 1, *SMALL, "--out", "c",
     ).stdout  # fmt: skip
     assert "mean ± standard deviation of 2 seeds" in out and "\n  lm " in out
-    for name in ("epochs.csv", "study.json", "curves.png"):
+    assert "up to epoch 1" in out and "  lm " in Path("c/table.txt").read_text()
+    for name in ("table.txt", "epochs.csv", "study.json", "curves.png"):
         assert Path("c", name).stat().st_size > 0 and f"wrote {Path('c', name)}" in out
     runs = json.loads(Path("c/study.json").read_text())["runs"]
     assert [r["optimizer"] for r in runs] == ["sgd", "sgd", "lm", "lm"]

@@ -244,7 +244,7 @@ def _huber(g: Graph, d: Ids, delta: float) -> Ids:
     size = op(g, "abs", d)
     inner = op(g, "mul", op(g, "mul", d, d), 0.5)
     outer = op(g, "mul", op(g, "sub", size, 0.5 * delta), delta)
-    return choose(g, op(g, "le", size, delta), inner, outer)
+    return choose(g, op(g, "lt", size, delta), inner, outer)
 
 
 HANDLERS["mse_loss"] = loss(lambda g, d, _: op(g, "mul", d, d))

@@ -8,6 +8,7 @@
 // those of a single problem with a tape (OCP_DUAL) are computed sample by sample, the directions
 // side by side: they are wanted one stage after another.
 #pragma once
+#include "block.h"
 #include "sweep.h"
 
 #if !defined(OCP_TABLE) || OCP_GRID
@@ -31,7 +32,6 @@
 namespace ocp {
 
 #if OCP_GRID
-typedef Real Wide;  // of each thread
 OCP_COLD void f_contracted(  // apart: most of what the sweep keeps in registers would give way to it
     const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H) {
 #if OCP_SECOND_ORDER
@@ -39,8 +39,6 @@ OCP_COLD void f_contracted(  // apart: most of what the sweep keeps in registers
 #endif
 }
 #else
-typedef Pack<Real, OCP_LANES> Wide;  // as many numbers as the machine computes at once
-
 void f_contracted(const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H);
 
 #if OCP_TABLE

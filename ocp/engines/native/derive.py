@@ -214,7 +214,8 @@ class Derivatives:
             shared = g.select(g.apply("eq", a, b), g.number(0.5), g.one)
             return g.select(lost, g.zero, shared)
         if op == "atan2":
-            recip = g.div(g.one, g.add(g.mul(a, a), g.mul(b, b)))
+            squares = g.add(g.mul(a, a), g.mul(b, b))
+            recip = g.select(g.apply("eq", squares, g.zero), g.zero, g.div(g.one, squares))
             return g.mul(b, recip) if k == 0 else g.neg(g.mul(a, recip))
         if op != "pow":
             raise Untraceable(op, "its derivative is not known to the native engine", "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -80,6 +80,7 @@ class Program:
         par: sources of the shared numbers, in order of first use.
         dat: sources of the per-problem numbers.
         graph, functions: the expressions behind the text, and their forms.
+        values: of those the ones of f, l and phi; none where they differ by stage.
         surroundings: what the functions see; `stale` asks it.
     """
 
@@ -90,6 +91,7 @@ class Program:
     graph: Graph
     functions: dict[str, Function]
     surroundings: Surroundings
+    values: dict[str, list[int]] = field(default_factory=dict)
 
     def stale(self) -> str | None:
         """A Python number that the functions see and that is not what it was: trace anew."""
@@ -127,12 +129,12 @@ def model(problem: Problem, limit: int = LIMIT, scalar: int | None = None) -> Pr
         raise Untraceable("problem", "of shared controls, the samples are compiled: `rows_of`", "")
     n, m = problem.state_dims[0], problem.control_dims[0]
     recorder = Recorder(problem.x0.dtype, problem.horizon, CREATED * limit, described, problem)
-    values = trace_problem(problem, recorder)
+    values = {k: v.tolist() for k, v in trace_problem(problem, recorder).items()}
     g = recorder.graph
     made: dict[str, Function] = {}
     nodes: dict[str, int] = {}
     try:
-        roots = with_networks(g, {k: v.tolist() for k, v in values.items()})
+        roots = with_networks(g, values)
         for name, plain, matrix in functions(g, roots, n, m):
             made[name] = choose(g, plain, matrix, SCALAR if scalar is None else scalar)
             nodes[name] = operations(g, all_ids(made[name].outputs))
@@ -143,10 +145,12 @@ def model(problem: Problem, limit: int = LIMIT, scalar: int | None = None) -> Pr
         raise Untraceable("problem", f"{error} on the way, {limit} are allowed", "") from error
     text = model_text(g, made, n, m, recorder.shared.places(), recorder.data.places())
     if problem.batch == 1 and scalar is None:
-        found = second.table(g, values["f"].tolist(), n, m)
+        found = second.table(g, values["f"], n, m)
         text += second_text(Writer(g, recorder.shared.places(), recorder.data.places()), found)
     recorder.surroundings.settle()
-    return Program(text, nodes, recorder.shared, recorder.data, g, made, recorder.surroundings)
+    return Program(
+        text, nodes, recorder.shared, recorder.data, g, made, recorder.surroundings, values
+    )
 
 
 def second_text(writer: Writer, split: second.Split) -> str:
