@@ -1,8 +1,8 @@
 """Cost of one step of every optimiser, as a ratio to SGD's step in the same run.
 
-    python benchmarks/nn_steps.py [--width 32] [--hidden 4] [--batch 16] [--classes 10]
-                                  [--optimizers sgd,ddp,...] [--rounds 15] [--steps 20]
-                                  [--loss cross_entropy] [--dtype float32] [--device cpu] [--out F]
+    python benchmarks/nn_steps.py [--width 32] [--wide 1024] [--hidden 4] [--batch 16]
+                                  [--classes 10] [--optimizers sgd,ddp,...] [--rounds 15]
+                                  [--steps 20] [--dtype float32] [--device cpu] [--out F]
 
 Every round makes `steps` steps of each optimiser in turn, each on its own copy of the network and
 the same batches. A ratio is that of the same round; medians over rounds are reported. On the CPU
@@ -28,6 +28,7 @@ DEFAULT = (
     "sgd,momentum,adam,muon,kfac,ekfac,kwng,ddp,ddp-sgd,ddp-rmsprop,ddp-kfac,ddp-ekfac,"
     "stagewise-newton"
 )
+WIDE = "sgd,ddp,ddp-sgd"  # in the second table: products, not the number of calls, decide there
 AGAINST = {"ddp-kfac": "kfac", "ddp-ekfac": "ekfac"}  # the base method of a metric
 # The same statistics on both sides, refreshed as often.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -67,28 +68,14 @@ def batches_of(
     return made
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--inputs", type=int, default=784)
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--hidden", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--optimizers", default=DEFAULT)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float64"))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+def measure(options: argparse.Namespace, names: list[str], width: int) -> dict[str, Any]:
+    """Times and ratios of every optimiser on the network of that width."""
     dtype = getattr(torch, options.dtype)
-    names = options.optimizers.split(",")
     names = ["sgd", *(n for n in names if n != "sgd")]
     batches = batches_of(options, dtype)
     optimizers = {}
     for name in names:
-        widths = (options.width,) * options.hidden
+        widths = (width,) * options.hidden
         model = mlp((options.inputs,), options.classes, widths, dtype=dtype).to(options.device)
         optimizers[name] = make_optimizer(name, model, **OPTIONS.get(name, {}))
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -105,18 +92,46 @@ def main() -> None:
             ratios = [a / b for a, b in pairs]
             row[key] = statistics.median(ratios) if ratios else None
         rows.append({**row, "description": OPTIMIZERS[name].description})
+    return {"width": width, "rows": rows}
+
+
+def table(options: argparse.Namespace, found: dict[str, Any]) -> Table:
     title = (
-        f"{options.inputs}-{options.width}x{options.hidden}-{options.classes}, B={options.batch}, "
-        f"{options.dtype}, {options.device}, torch {torch.__version__}"
+        f"{options.inputs}-{found['width']}x{options.hidden}-{options.classes}, "
+        f"B={options.batch}, {options.dtype}, {options.device}, torch {torch.__version__}"
     )
     cells = [
         [r["optimizer"], f"{r['milliseconds']:.3f}", f"{r['to sgd']:.2f}",
          "" if r["to its base"] is None else f"{r['to its base']:.2f}"]
-        for r in rows
+        for r in found["rows"]
     ]  # fmt: skip
-    print(Table(title, ("optimizer", "ms/step", "to sgd", "to its base"), cells))
+    return Table(title, ("optimizer", "ms/step", "to sgd", "to its base"), cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", type=int, default=784)
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--wide", type=int, default=1024, help="of a second table; 0 for none")
+    parser.add_argument("--hidden", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--optimizers", default=DEFAULT)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float64"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found = [measure(options, options.optimizers.split(","), options.width)]
+    print(table(options, found[0]))
+    if options.wide:
+        found.append(measure(options, WIDE.split(","), options.wide))
+        print(table(options, found[1]))
     if options.out is not None:
-        write_json(options.out, {"settings": vars(options) | {"out": ""}, "rows": rows})
+        settings = vars(options) | {"out": ""}
+        write_json(options.out, {"settings": settings, "rows": found[0]["rows"], "tables": found})
 
 
 if __name__ == "__main__":

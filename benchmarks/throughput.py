@@ -55,7 +55,8 @@ def advance(solver: Solver, problem: ocp.Problem, state: State, steps: int) -> S
 
 
 def measure(problem: ocp.Problem, device: str, options: argparse.Namespace) -> dict[str, Any]:
-    solver = ocp.make_solver(options.method, engine="native", max_iterations=10**6)
+    engine = getattr(options, "engine", "native")
+    solver = ocp.make_solver(options.method, engine=engine, max_iterations=10**6)
     start = solver.init(problem)
     advance(solver, problem, start, 1)
     seconds = []

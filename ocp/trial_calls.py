@@ -241,16 +241,19 @@ def check_call_batched(
     what: str, function: Callable[..., Any], problem: Problem, x: Tensor, u: Tensor, t: Any
 ) -> None:
     """Call under vmap: over states and data, then over t as well where t is a tensor."""
+    from ocp.engines.indexing import batched_indices  # its package imports this module
+
     keep = {k: None for k in problem.parameters}
     p = {**problem.parameters, **{k: v[[0, -1]] for k, v in problem.per_problem.items()}}
     axes = keep | {k: 0 for k in problem.per_problem}
     xs, us = x.expand(2, -1), u.expand(2, -1)
-    attempt(what, "batched", vmap(function, in_dims=(0, 0, None, axes)), xs, us, t, p)
+    with batched_indices():
+        attempt(what, "batched", vmap(function, in_dims=(0, 0, None, axes)), xs, us, t, p)
     if not isinstance(t, StageIndex):
         return
     ts = torch.tensor([0, problem.horizon - 1], device=x.device)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), batched_indices():
             vmap(function, in_dims=(0, 0, 0, axes))(xs, us, ts, p)
     except Exception as error:  # t alone is new since the call above
         refuse(

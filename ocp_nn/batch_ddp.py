@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from ocp.solvers.loop import Direction, Solver, State, record_of
 from ocp_nn.coordinates import paper, proximal, stagewise
 from ocp_nn.cost import LossCost
 from ocp_nn.function_space import FunctionSpace
+from ocp_nn.gains import Gains, fit, gains_of
 from ocp_nn.matrix_free import matrix_free
 from ocp_nn.model import Model
 from ocp_nn.policy import FunctionPolicy, Source
@@ -145,16 +147,12 @@ class BatchDDP(ILQR):
         return self.step(problem, state)
 
     def direction(self, state: State, expansion: Model) -> Direction:  # type: ignore[override]
-        """The sweep. The residual, one more product a stage, is left out for mini-batches."""
-        memory = state.memory if isinstance(state.memory, Memory) else Memory()
-        model, kept = expansion, None
-        if self.metric.kind == "adam":
-            model, kept = with_momentum(expansion, self.metric, memory)
-        scales = self.scales(state.engine, model)
-        maker = Maker(self.metric, model, memory, scales, float(state.damping), kept)
+        """The sweep. What nobody reads after a mini-batch, its promise and residual, is nan."""
+        model, maker = self.prepared(state, expansion)
         source = self.sweep_of(model, maker)
-        decrease = source.decrease.reshape(1)
-        residual = torch.full_like(decrease, torch.inf)
+        decrease = residual = torch.full_like(state.cost, torch.nan)
+        if self.adaptive or not self.mini_batch:
+            decrease = source.decrease.reshape(1)
         if not self.mini_batch:
             residual = torch.stack([model.gradient(t).abs().amax() for t in model.active]).amax()[
                 None
@@ -169,17 +167,40 @@ class BatchDDP(ILQR):
             memory=maker.next_memory,  # type: ignore[arg-type]
         )
 
+    def prepared(self, state: State, expansion: Model) -> tuple[Model, Maker]:
+        """What a sweep is made from: the model, and who makes the metrics."""
+        memory = state.memory if isinstance(state.memory, Memory) else Memory()
+        model, kept = expansion, None
+        if self.metric.kind == "adam":
+            model, kept = with_momentum(expansion, self.metric, memory)
+        scales = self.scales(state.engine, model)
+        return model, Maker(self.metric, model, memory, scales, float(state.damping), kept)
+
+    def gains(self, state: State) -> Gains | None:
+        """Of one more sweep, damping and metric included; None where they would be too large."""
+        engine: Any = state.engine
+        model, maker = self.prepared(state, engine.expand(state.xs, state.us))
+        if not model.active or not fit(model):
+            return None
+        if self.form == "paper" and self.metric.kind != "gauss_newton":
+            return gains_of(model, paper(model, maker, True))
+        if self.form in ("stagewise", "gradient"):
+            return gains_of(model, stagewise(model, maker, self.form == "stagewise"))
+        return gains_of(model, proximal(model, maker, True))
+
     def step_sizes(self, like: Tensor) -> Tensor:
         if not self.mini_batch:
             return super().step_sizes(like)
         trials = 1 if self.rise is None else self.trials
-        return 0.25 ** torch.arange(trials, dtype=like.dtype, device=like.device)
+        return sizes_of(0.25, trials, like.dtype, like.device)
 
     def enough(self, state: State, decrease: Tensor) -> Callable[[float, float], bool] | None:
         """Which step size needs no shorter one, by its cost: what `take` or `decide` accept."""
+        if self.mini_batch and self.rise is None:
+            return None
         if self.mini_batch:
             bound = float(self.bound(state.cost))
-            return None if self.rise is None else lambda a, cost: cost <= bound
+            return lambda a, cost: cost <= bound
         before, promised = float(state.cost), float(decrease)
         return lambda a, cost: before - cost >= self.rules.armijo * a * (2 - a) * promised
 
@@ -228,7 +249,7 @@ class BatchDDP(ILQR):
             elif own:
                 values = (float(decay),) * len(sizes)
             if own and cost.regulariser is not None and sizes:
-                extra = cost.control_diagonal(model.us[t], t)
+                extra = cost.control_diagonal(model.forms[t].close(model.us[t]), t)
             scales.append(Scale(lr, sizes, values, extra))
         if cost.regulariser is None:
             known.clear()  # one learning rate at a time
@@ -238,7 +259,7 @@ class BatchDDP(ILQR):
     def record(  # type: ignore[override]
         self, state: State, expansion: Model, direction: Direction, trials: Trials
     ) -> Record:
-        tried = torch.isfinite(trials.cost)
+        tried = trials.cost.abs() < torch.inf
         fine = tried.any(dim=0) if self.mini_batch else torch.isfinite(state.cost + direction.slope)
         return record_of(state, direction, trials, fine, tried)
 
@@ -269,7 +290,7 @@ class BatchDDP(ILQR):
             choice=choice,
             accepted=accepted,
             step_size=size,
-            expected=-record.slope / 2,
+            expected=-record.slope / 2 if self.adaptive else record.slope,
             decrease=record.cost - trial_cost,
             damping=record.damping,
             penalty=record.penalty,
@@ -321,8 +342,8 @@ class BatchDDP(ILQR):
         if self.adaptive and isinstance(memory, Memory):
             memory = replace(memory, previous=(list(state.us), float(decision.expected)))
         return state._replace(
-            xs=[x[chosen] for x in trials.xs],
-            us=[u[chosen] for u in trials.us],
+            xs=trials.xs.trial(chosen),  # type: ignore[union-attr]
+            us=trials.us.trial(chosen),  # type: ignore[union-attr]
             cost=trials.cost[chosen],
             status=decision.status,
             iterations=decision.iterations,
@@ -331,7 +352,11 @@ class BatchDDP(ILQR):
 
     @torch.no_grad()
     def result(self, problem: Problem, state: State) -> Solution:
-        """The weights and their gradient; no gains (m, B n) and no value Hessian (B n, B n)."""
+        """The weights, their gradient, and gains and value as in `gains.Gains` where these fit.
+
+        Policy and value are those of one more sweep, with the proximal term: k, K (m, B n), V_X
+        (B n,) and V_XX (B n, B n), the states of all samples end to end; None where any is large.
+        """
         engine: Any = state.engine
         model = engine.expand(state.xs, state.us)
         gradients = [model.gradient(t).abs().amax() for t in model.active]
@@ -344,6 +369,8 @@ class BatchDDP(ILQR):
             Status.PRECISION: "nothing left to gain above the rounding of the cost",
             Status.NON_FINITE: f"not finite: {memory.fault if isinstance(memory, Memory) else ''}",
         }
+        finite = status != Status.NON_FINITE
+        gains = self.gains(state) if finite else None
         controls = [u[0] for u in state.us]
         states = engine.split(state.xs)
         keys = state.rows[0].keys() if state.rows else ()
@@ -354,8 +381,13 @@ class BatchDDP(ILQR):
                 model.costate(t) if model.ys[t] is not None else None for t in range(len(states))
             ],
             cost=state.cost[0],
-            policy=Policy(states=states, controls=controls, k=None, K=None),
-            value=Value(None, None),
+            policy=Policy(
+                states=[x[0] for x in state.xs],
+                controls=controls,
+                k=None if gains is None else gains.k,
+                K=None if gains is None else gains.K,
+            ),
+            value=Value(None, None) if gains is None else Value(gains.vx, gains.vxx),
             status=status,
             message=f"{texts.get(status, status.name.lower())}: residual {float(residual):.1e}",
             residual=residual,
@@ -370,6 +402,12 @@ class BatchDDP(ILQR):
             engine=engine.name,
             problem_name=problem.name,
         )
+
+
+@functools.lru_cache(maxsize=16)
+def sizes_of(ratio: float, trials: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """1, ratio, ratio^2, ...: (A,)."""
+    return ratio ** torch.arange(trials, dtype=dtype, device=device)
 
 
 def locate(state: State, trials: Trials) -> str:

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,23 +121,36 @@ def proximal(model: Model, metric_of: MetricOf, feedback: bool | str) -> Proxima
     return Proximal(model, metrics, factors, ws, whole, decrease, definite, feedback)
 
 
+LEVELS = 4  # of C as a product: 2^level - 1 products with kernels, cheaper than two of matrices
+
+Gain = Callable[[Tensor], Tensor]
+"""``v -> C v``."""
+
+
 @dataclass(eq=False)
 class Paper:
     """``V_XX = Y C Y'``, ``V_X = p + Y c``: C_{t+1} and rho + c_{t+1} of each active stage."""
 
+    model: Model
     metrics: dict[int, Metric]
-    Cs: dict[int, Tensor | None]  # None stands for I
+    Cs: dict[int, Gain]
     zs: dict[int, Tensor]
-    decrease: Tensor
     definite: Tensor
     feedback: bool
 
     def z(self, t: int, v: Tensor | None, alpha: float, guess: Tensor | None) -> Tensor:
         z = self.zs[t] if alpha == 1 else alpha * self.zs[t]
-        if v is None or not self.feedback:
-            return z
-        C = self.Cs[t]
-        return z + (v if C is None else C @ v)
+        return z if v is None or not self.feedback else z + self.Cs[t](v)
+
+    @cached_property
+    def decrease(self) -> Tensor:
+        """``1/2 sum of Q_u' P Q_u``, with ``Q_u = h + F_u' Y z``: one more product a stage."""
+        total = self.model.rho.new_zeros(())
+        for t, metric in self.metrics.items():
+            g, h = self.model.pulled(t, self.zs[t]), self.model.linear[t]
+            g = g if h is None else g + h
+            total = total + g @ metric.apply(g) / 2
+        return total
 
 
 def paper(model: Model, metric_of: MetricOf, feedback: bool) -> Paper:
@@ -144,33 +159,58 @@ def paper(model: Model, metric_of: MetricOf, feedback: bool) -> Paper:
     With ``q + Gamma c = Gamma (rho + c) + l``. C can turn indefinite: this form is not safe.
     """
     metrics: dict[int, Metric] = {}
-    Cs: dict[int, Tensor | None] = {}
+    Cs: dict[int, Gain] = {}
     zs: dict[int, Tensor] = {}
-    C: Tensor | None = None
-    z, decrease = model.rho, model.rho.new_zeros(())
-    first, second = model.active[0], model.active[min(1, len(model.active) - 1)]
+    as_products = len(model.active) - 2 < LEVELS
+    C: Any = None  # stands for I
+    z, first = model.rho, model.active[0]
     for t in reversed(model.active):
         metric = metrics[t] = metric_of(t, value_gradient(model, t + 1, lambda z=z: z))  # type: ignore[misc]
-        gamma = model.kernel(t, metric)
-        Cs[t], zs[t] = C, z
-        moved, h = gamma @ z, model.linear[t]
-        decrease = decrease + z @ moved / 2  # 1/2 Q_u' P Q_u
-        if h is not None:
-            l = Linear(model).absorb(t, metric)
-            assert l is not None
-            decrease = decrease + z @ l + h @ metric.apply(h) / 2
-            moved = moved + l
-        if t == first:
+        Cs[t], zs[t] = C or identity, z
+        if t == first:  # nothing deviates there, and nobody asks for z before it
             break
-        z = z - (moved if C is None else C @ moved)
-        if t == second:  # at the first stage nothing deviates
-            continue
-        if C is None:
-            C = identity_plus(-gamma)
-        else:
-            half = C @ gamma
-            C = torch.addmm(C, half, C, alpha=-1)
-    return Paper(metrics, Cs, zs, decrease, torch.isfinite(decrease), feedback)
+        gamma = model.kernel(t, metric)
+        moved, l = gamma @ z, None
+        if model.linear[t] is not None:
+            l = Linear(model).absorb(t, metric)
+        if l is not None:
+            moved = moved + l
+        z = z - Cs[t](moved)
+        C = less_by(C, gamma) if as_products else Formed(C, gamma)
+    return Paper(model, metrics, Cs, zs, torch.isfinite(z @ z), feedback)
+
+
+def identity(v: Tensor) -> Tensor:
+    return v
+
+
+def less_by(C: Gain | None, gamma: Tensor) -> Gain:
+    """``C - C Gamma C`` from two products with C."""
+    if C is None:
+        return lambda v: torch.addmv(v, gamma, v, alpha=-1)
+
+    def product(v: Tensor) -> Tensor:
+        return C(torch.addmv(v, gamma, C(v), alpha=-1))
+
+    return product
+
+
+@dataclass(eq=False)
+class Formed:
+    """The same as a matrix, where somebody asks."""
+
+    before: Formed | None
+    gamma: Tensor
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        if self.before is None:
+            return identity_plus(-self.gamma)
+        C = self.before.matrix
+        return torch.addmm(C, C @ self.gamma, C, alpha=-1)
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return self.matrix @ v
 
 
 @dataclass(eq=False)

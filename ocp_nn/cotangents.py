@@ -33,13 +33,13 @@ class Cotangents:
     def apply(self, z: Tensor) -> Tensor:
         """Y z: (r,) -> (B, n)."""
         B, k, _ = self.rows.shape
-        z = z.expand(B, k) if self.coupled else z.view(B, k)
-        return torch.bmm(z[:, None, :], self.rows)[:, 0]
+        z = z.expand(B, 1, k) if self.coupled else z.view(B, 1, k)
+        return torch.bmm(z, self.rows).view(B, -1)
 
     def adjoint(self, V: Tensor) -> Tensor:
         """Y' V: (B, n) -> (r,)."""
-        inner = torch.bmm(self.rows, V[:, :, None])[..., 0]
-        return inner.sum(dim=0) if self.coupled else inner.reshape(-1)
+        inner = torch.bmm(self.rows, V.unsqueeze(2))
+        return inner.sum(dim=0).view(-1) if self.coupled else inner.view(-1)
 
     def couple(self) -> Cotangents:
         """The same columns, with the zeros between samples written out."""

@@ -8,7 +8,7 @@ they are tested against `Form`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,25 @@ from torch.func import vjp, vmap
 
 from ocp_nn.cotangents import Cotangents
 from ocp_nn.kernels import activation_kernel, linear_kernel, linear_rows, rows_kernel
-from ocp_nn.metrics import Isotropic, Metric, as_vector, with_one
+from ocp_nn.metrics import Eigenbasis, Isotropic, Kronecker, Metric, as_vector, with_one
 from ocp_nn.positions import applies_one_matrix, input_rows, output_rows
+
+Control = Any
+"""Of one stage as its form reads it, see `Form.open`: flat, or `Weights`."""
+
+
+class Weights(NamedTuple):
+    """Control of a linear stage: weight (n', n) and bias (n',)."""
+
+    W: Tensor
+    b: Tensor | None
 
 
 class Form:
     """Products with the derivatives of a stage.
+
+    A roll-out reads the same controls several times, and to find the weights in a flat vector
+    costs as much as half a product: it is done once, by `open`. Below, u is an open control.
 
     Attributes:
         stage: the map of X (B, n) and u (m,) to (B, n').
@@ -33,10 +46,26 @@ class Form:
     def __init__(self, stage: Any) -> None:
         self.stage, self.m, self.couples = stage, stage.m, stage.couples_samples
 
-    def forward(self, X: Tensor, u: Tensor) -> Tensor:
+    def open(self, u: Tensor) -> Control:
+        """A control (m,) as this form reads it."""
+        return u
+
+    def close(self, u: Control) -> Tensor:
+        """The inverse of `open`: (m,)."""
+        return u
+
+    def parameters(self, u: Control) -> list[Tensor]:
+        """The stage's parameters, in order and of their shapes."""
+        return [u[p.start : p.stop].view(p.shape) for p in self.stage.parameters]
+
+    def moved(self, X: Tensor, u: Control, V: Tensor, metric: Metric) -> Control:
+        """``u - P F_u' V`` for cotangents V (B, n')."""
+        return metric.step(u, self.gradient(X, u, V))
+
+    def forward(self, X: Tensor, u: Control) -> Tensor:
         return self.stage(X, u)
 
-    def pull(self, X: Tensor, after: Tensor, u: Tensor, Y: Cotangents) -> Cotangents:
+    def pull(self, X: Tensor, after: Tensor, u: Control, Y: Cotangents) -> Cotangents:
         """``F_X' Y``; ``after`` is F(X, u)."""
         if self.couples:
             Y = Y.couple()
@@ -45,27 +74,27 @@ class Form:
             rows = vmap(product, in_dims=1, out_dims=1)(Y.rows)
         return Cotangents(rows.detach(), Y.coupled)
 
-    def pull_one(self, X: Tensor, after: Tensor, u: Tensor, V: Tensor) -> Tensor:
+    def pull_one(self, X: Tensor, after: Tensor, u: Control, V: Tensor) -> Tensor:
         """``F_X' V`` of one cotangent a sample: (B, n') -> (B, n)."""
         with torch.enable_grad():
             _, product = reverse(lambda x: self.stage(x, u), X)
             return product(V).detach()
 
-    def gradient(self, X: Tensor, u: Tensor, V: Tensor) -> Tensor:
+    def gradient(self, X: Tensor, u: Control, V: Tensor) -> Tensor:
         """``F_u' V``: (B, n') -> (m,)."""
         with torch.enable_grad():
             _, product = reverse(lambda v: self.stage(X, v), u)
             return product(V).detach()
 
-    def push(self, X: Tensor, u: Tensor, du: Tensor) -> Tensor:
+    def push(self, X: Tensor, u: Control, du: Tensor) -> Tensor:
         """``F_u du``: (m,) -> (B, n')."""
         return forward_product(lambda v: self.stage(X, v), u, du)
 
-    def push_state(self, X: Tensor, u: Tensor, dX: Tensor) -> Tensor:
+    def push_state(self, X: Tensor, u: Control, dX: Tensor) -> Tensor:
         """``F_X dX``: (B, n) -> (B, n')."""
         return forward_product(lambda x: self.stage(x, u), X, dX)
 
-    def rows(self, X: Tensor, u: Tensor, Y: Cotangents) -> Tensor:
+    def rows(self, X: Tensor, u: Control, Y: Cotangents) -> Tensor:
         """``Y' F_u``, per-sample gradients: (r, m)."""
         if self.couples:
             Y = Y.couple()
@@ -80,12 +109,12 @@ class Form:
 
             return vmap(one)(X, Y.rows).flatten(0, 1).detach()
 
-    def kernel(self, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric) -> Tensor:
+    def kernel(self, X: Tensor, u: Control, Y: Cotangents, metric: Metric) -> Tensor:
         """``Gamma = Y' F_u P F_u' Y``: (r, r)."""
         return rows_kernel(self.rows(X, u, Y), metric)
 
     def operator(
-        self, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric
+        self, X: Tensor, u: Control, Y: Cotangents, metric: Metric
     ) -> Callable[[Tensor], Tensor]:
         """``z -> Gamma z`` without Gamma: one product with F_u' and one with F_u."""
 
@@ -125,35 +154,59 @@ class LinearForm(Form):
         """Cotangents of what the weight gives."""
         return Y
 
-    def weight(self, u: Tensor) -> Tensor:
-        return u[: self.outputs * self.inputs].view(self.outputs, self.inputs)
+    def open(self, u: Tensor) -> Weights:
+        end = self.outputs * self.inputs
+        W = u[:end].view(self.outputs, self.inputs)
+        return Weights(W, u[end:] if self.has_bias else None)
 
-    def forward(self, X: Tensor, u: Tensor) -> Tensor:
-        bias = u[self.outputs * self.inputs :] if self.has_bias else None
-        return F.linear(X, self.weight(u), bias)
+    def close(self, u: Weights) -> Tensor:
+        return u.W.reshape(-1) if u.b is None else torch.cat((u.W.reshape(-1), u.b))
 
-    def pull(self, X: Tensor, after: Tensor, u: Tensor, Y: Cotangents) -> Cotangents:
-        return Cotangents(Y.rows @ self.weight(u), Y.coupled)
+    def parameters(self, u: Weights) -> list[Tensor]:
+        return [u.W] if u.b is None else [u.W, u.b]
 
-    def pull_one(self, X: Tensor, after: Tensor, u: Tensor, V: Tensor) -> Tensor:
-        return V @ self.weight(u)
+    def moved(self, X: Tensor, u: Weights, V: Tensor, metric: Metric) -> Weights:
+        if isinstance(metric, Isotropic):
+            W = torch.addmm(u.W, V.t(), X, alpha=-metric.values[0])
+            if u.b is None:
+                return Weights(W, None)
+            return Weights(W, torch.sub(u.b, V.sum(dim=0), alpha=metric.values[1]))
+        if isinstance(metric, Kronecker | Eigenbasis):
+            G = metric.along(X, V)
+            if u.b is None:
+                return Weights(u.W - G, None)
+            return Weights(u.W - G[:, :-1], u.b - G[:, -1])
+        return self.open(metric.step(self.close(u), self.gradient(X, u, V)))
 
-    def gradient(self, X: Tensor, u: Tensor, V: Tensor) -> Tensor:
+    def forward(self, X: Tensor, u: Weights) -> Tensor:
+        return F.linear(X, u.W, u.b)
+
+    def pull(self, X: Tensor, after: Tensor, u: Weights, Y: Cotangents) -> Cotangents:
+        B, k, n = Y.rows.shape
+        return Cotangents(torch.mm(Y.rows.reshape(B * k, n), u.W).view(B, k, -1), Y.coupled)
+
+    def pull_one(self, X: Tensor, after: Tensor, u: Weights, V: Tensor) -> Tensor:
+        return V @ u.W
+
+    def gradient(self, X: Tensor, u: Control, V: Tensor) -> Tensor:
         G = (V.mT @ X).view(-1)
         return torch.cat((G, V.sum(dim=0))) if self.has_bias else G
 
-    def push(self, X: Tensor, u: Tensor, du: Tensor) -> Tensor:
-        return self.forward(X, du)
+    def push(self, X: Tensor, u: Control, du: Tensor) -> Tensor:
+        return LinearForm.forward(self, X, LinearForm.open(self, du))
 
-    def rows(self, X: Tensor, u: Tensor, Y: Cotangents) -> Tensor:
+    def push_state(self, X: Tensor, u: Weights, dX: Tensor) -> Tensor:
+        return dX @ u.W.mT
+
+    def rows(self, X: Tensor, u: Control, Y: Cotangents) -> Tensor:
         J = linear_rows(with_one(X, self.has_bias), Y.rows, Y.coupled)
         return as_vector(J.unflatten(-1, (self.outputs, -1)), self.has_bias)
 
-    def kernel(self, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric) -> Tensor:
+    def kernel(self, X: Tensor, u: Control, Y: Cotangents, metric: Metric) -> Tensor:
         return linear_kernel(X, Y, metric, self.outputs, self.has_bias)
 
     def operator(
-        self, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric
+        self, X: Tensor, u: Control, Y: Cotangents, metric: Metric
     ) -> Callable[[Tensor], Tensor]:
         """With an isotropic P through the (B, B) kernel of the activations, whatever m is."""
         if not isinstance(metric, Isotropic):
@@ -169,7 +222,9 @@ class AugmentedLinearForm(LinearForm):
         super().__init__(stage, layout.outputs, layout.inputs, layout.has_bias)
         self.layout = layout
 
+    open, close, parameters, moved = Form.open, Form.close, Form.parameters, Form.moved
     forward, pull, pull_one = Form.forward, Form.pull, Form.pull_one
+    push_state = Form.push_state
 
     def activations(self, X: Tensor) -> Tensor:
         return X[:, self.layout.in_columns]
@@ -177,22 +232,22 @@ class AugmentedLinearForm(LinearForm):
     def outgoing(self, Y: Cotangents) -> Cotangents:
         return Cotangents(Y.rows[..., self.layout.out_columns], Y.coupled)
 
-    def gradient(self, X: Tensor, u: Tensor, V: Tensor) -> Tensor:
+    def gradient(self, X: Tensor, u: Control, V: Tensor) -> Tensor:
         return super().gradient(self.activations(X), u, V[:, self.layout.out_columns])
 
-    def push(self, X: Tensor, u: Tensor, du: Tensor) -> Tensor:
+    def push(self, X: Tensor, u: Control, du: Tensor) -> Tensor:
         moved = X.new_zeros(X.shape[0], self.stage.n_out)
-        moved[:, self.layout.out_columns] = LinearForm.forward(self, self.activations(X), du)
+        moved[:, self.layout.out_columns] = super().push(self.activations(X), u, du)
         return moved
 
-    def rows(self, X: Tensor, u: Tensor, Y: Cotangents) -> Tensor:
+    def rows(self, X: Tensor, u: Control, Y: Cotangents) -> Tensor:
         return super().rows(self.activations(X), u, self.outgoing(Y))
 
-    def kernel(self, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric) -> Tensor:
+    def kernel(self, X: Tensor, u: Control, Y: Cotangents, metric: Metric) -> Tensor:
         return super().kernel(self.activations(X), u, self.outgoing(Y), metric)
 
     def operator(
-        self, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric
+        self, X: Tensor, u: Control, Y: Cotangents, metric: Metric
     ) -> Callable[[Tensor], Tensor]:
         if not isinstance(metric, Isotropic):
             return Form.operator(self, X, u, Y, metric)
@@ -247,19 +302,19 @@ class PointwiseForm(Form):
             y = self.stage(x, x.new_empty(0))
             return torch.autograd.grad(y, x, torch.ones_like(y))[0]
 
-    def pull(self, X: Tensor, after: Tensor, u: Tensor, Y: Cotangents) -> Cotangents:
+    def pull(self, X: Tensor, after: Tensor, u: Control, Y: Cotangents) -> Cotangents:
         return Cotangents(Y.rows * self.slope(X)[:, None], Y.coupled)
 
-    def pull_one(self, X: Tensor, after: Tensor, u: Tensor, V: Tensor) -> Tensor:
+    def pull_one(self, X: Tensor, after: Tensor, u: Control, V: Tensor) -> Tensor:
         return V * self.slope(X)
 
 
-BACKWARD: dict[tuple[str, ...], Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    ("Tanh",): lambda V, x, y: torch.ops.aten.tanh_backward(V, y),
-    ("Sigmoid",): lambda V, x, y: torch.ops.aten.sigmoid_backward(V, y),
-    ("ReLU",): lambda V, x, y: torch.ops.aten.threshold_backward(V, y, 0),
+BACKWARD: dict[tuple[str, ...], Callable[[Tensor, Tensor], Tensor]] = {
+    ("Tanh",): torch.ops.aten.tanh_backward.default,
+    ("Sigmoid",): torch.ops.aten.sigmoid_backward.default,
+    ("ReLU",): lambda V, y: torch.ops.aten.threshold_backward.default(V, y, 0),
 }
-"""Product of a cotangent with the derivative, from argument and value: one kernel each."""
+"""Product of a cotangent with the derivative, from the activation's value: one kernel each."""
 
 FORWARD: dict[tuple[str, ...], Callable[[Tensor], Tensor]] = {
     ("Tanh",): torch.tanh,
@@ -276,14 +331,14 @@ class PlainForm(PointwiseForm):
         kind = tuple(stage.layers)
         self.function, self.backward = FORWARD[kind], BACKWARD[kind]
 
-    def forward(self, X: Tensor, u: Tensor) -> Tensor:
+    def forward(self, X: Tensor, u: Control) -> Tensor:
         return self.function(X)
 
-    def pull(self, X: Tensor, after: Tensor, u: Tensor, Y: Cotangents) -> Cotangents:
-        return Cotangents(self.backward(Y.rows, X[:, None], after[:, None]), Y.coupled)
+    def pull(self, X: Tensor, after: Tensor, u: Control, Y: Cotangents) -> Cotangents:
+        return Cotangents(self.backward(Y.rows, after.unsqueeze(1)), Y.coupled)
 
-    def pull_one(self, X: Tensor, after: Tensor, u: Tensor, V: Tensor) -> Tensor:
-        return self.backward(V, X, after)
+    def pull_one(self, X: Tensor, after: Tensor, u: Control, V: Tensor) -> Tensor:
+        return self.backward(V, after)
 
 
 def form_of(stage: Any) -> Form:

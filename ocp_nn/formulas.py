@@ -26,12 +26,14 @@ class Context:
         statistics: of frozen batch norms, by the name of the operation.
         keys: dropout key of each sample, (B,) whole numbers.
         record: where batch norms leave the statistics they computed, and over how many numbers.
+        total: sum over processes that have a part of the batch each, where there are such.
     """
 
     params: Mapping[str, Tensor]
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
     keys: Tensor | None = None
     record: dict[str, tuple[Tensor, Tensor, int]] | None = None
+    total: Callable[[Tensor], Tensor] | None = None
 
 
 Value = Callable[[Context, str], Any]  # a parameter of a module by its name there, or None

@@ -14,12 +14,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ocp.engines.base import Trials
+from ocp.engines.base import Begun, Trials
 from ocp.problem import Problem, Stages
 from ocp_nn.cost import LossCost
 from ocp_nn.cotangents import Cotangents
-from ocp_nn.forms import Form, form_of
-from ocp_nn.losses import CrossEntropy, Loss
+from ocp_nn.forms import Control, Form, form_of
+from ocp_nn.laid import Laid, Tried
+from ocp_nn.loss_models import factor_and_residual, mean_loss
 from ocp_nn.model import Model, linearise
 from ocp_nn.policy import FunctionPolicy
 from ocp_nn.shards import WHOLE, Shards, Spread
@@ -74,35 +75,59 @@ class FunctionSpace:
     def samples(self) -> int:
         return self.inputs.shape[0]
 
-    def split(self, xs: Stages) -> list[Tensor]:
+    # -- what the loop sees, and what is worked with ---------------------------------------------
+    def split(self, xs: Stages) -> Sequence[Tensor]:
         """(1, B n) -> (B, n) for each t."""
-        return [x.view(self.samples, -1) for x in xs]
+        return xs.parts if isinstance(xs, Laid) else [x.view(self.samples, -1) for x in xs]
+
+    def opened(self, us: Stages) -> Sequence[Control]:
+        """(1, m) -> controls as the forms read them."""
+        if isinstance(us, Laid):
+            return us.parts
+        return [form.open(u[0]) for form, u in zip(self.forms, us, strict=True)]
+
+    def closed(self, t: int, u: Control) -> Tensor:
+        return self.forms[t].close(u)
+
+    # -- the engine ------------------------------------------------------------------------------
+    def begin(self, us: Stages, xs: Stages | None = None) -> Begun:
+        """See `Begun`; activations follow from the weights.
+
+        Raises:
+            ValueError: they were given.
+        """
+        if xs is not None:
+            raise ValueError("the function-space engine rolls its controls out: it takes no xs.")
+        xs = self.rollout(us)
+        cost = self.total_cost(xs, us)
+        fine = torch.isfinite(cost) & torch.stack([torch.isfinite(x).all() for x in xs]).all()
+        return Begun(xs, us, None, torch.zeros_like(cost), cost, fine)
 
     def rollout(self, us: Stages) -> Stages:
         """Activations (1, B n), T + 1 of them, of controls (1, m)."""
-        X = self.inputs
-        xs = [X.reshape(1, -1)]
-        for form, u in zip(self.forms, us, strict=True):
-            X = form.forward(X, u[0])
-            xs.append(X.reshape(1, -1))
-        return xs
+        Xs = [self.inputs]
+        for form, u in zip(self.forms, self.opened(us), strict=True):
+            Xs.append(form.forward(Xs[-1], u))
+        return Laid(Xs, flat)  # type: ignore[return-value]
 
     def total_cost(self, xs: Stages, us: Stages) -> Tensor:
         """J: (1,)."""
-        return self.objective(xs[-1].view(self.samples, -1), [u[0] for u in us]).reshape(1)
+        return self.objective(self.split(xs)[-1], self.opened(us)).view(1)
 
-    def objective(self, outputs: Tensor, us: Sequence[Tensor]) -> Tensor:
-        """J of outputs (B, c) and controls (m,): ()."""
+    def objective(self, outputs: Tensor, us: Sequence[Control]) -> Tensor:
+        """J of outputs (B, c) and open controls: ()."""
         cost = self.loss(outputs)
         if self.cost.regularised:
             for t, u in enumerate(us):
-                if u.shape[0] > 0:
-                    cost = cost + self.cost.control_cost(u, t)
+                if self.forms[t].m > 0:
+                    cost = cost + self.cost.control_cost(self.closed(t, u), t)
         return cost
 
     def loss(self, outputs: Tensor) -> Tensor:
         """Mean loss of all samples, from the outputs (B, c) of those here: ()."""
         mean, B = mean_loss(self.cost.loss, outputs, self.target), outputs.shape[0]
+        if self.shards is WHOLE:
+            return mean
         return self.shards.sum(mean * (B / self.shards.count(B)))
 
     def gaps(self, xs: Stages, us: Stages) -> Stages:
@@ -113,12 +138,12 @@ class FunctionSpace:
         """The Gauss-Newton model; that of before if nothing moved."""
         if self._last is not None and self._last[0] is xs and self._last[1] is us:
             return self._last[2]
-        Xs, weights = self.split(xs), [u[0] for u in us]
+        Xs, weights = self.split(xs), self.opened(us)
         Y, rho, rest = self.loss_model(Xs[-1])
         own: list[Tensor | None] = [None] * len(weights)
         if self.cost.regularised:
             own = [
-                self.cost.control_gradient(u, t) if u.shape[0] > 0 else None
+                self.cost.control_gradient(self.closed(t, u), t) if self.forms[t].m > 0 else None
                 for t, u in enumerate(weights)
             ]
         rho = self.shards.joined(rho)
@@ -129,17 +154,10 @@ class FunctionSpace:
     def loss_model(self, outputs: Tensor) -> tuple[Cotangents, Tensor, Tensor | None]:
         """Y_T, rho and remainder of the mean loss at outputs (B, c), of the samples here."""
         loss, B = self.cost.loss, self.shards.count(outputs.shape[0])
-        if self.terminal_damping > 0:
-            Y = loss.factor(outputs, self.target)
-            eye = torch.eye(Y.shape[1], dtype=Y.dtype, device=Y.device)
-            L = torch.linalg.cholesky(Y @ Y.mT + self.terminal_damping * eye)
-            g = loss.gradient(outputs, self.target)
-            rho = torch.linalg.solve_triangular(L, g[..., None], upper=False)[..., 0]
-            return Cotangents(L.mT / B**0.5), rho.reshape(-1) / B**0.5, None
-        Yt, residual = factor_and_residual(loss, outputs, self.target)
-        rows = (Yt * B**-0.5).contiguous()
-        if residual is not None:
-            return Cotangents(rows), residual.reshape(-1) * B**-0.5, None
+        eps = self.terminal_damping
+        rows, rho = factor_and_residual(loss, outputs, self.target, eps, B**-0.5)
+        if rho is not None:
+            return Cotangents(rows), rho.reshape(-1), None
         g = loss.gradient(outputs, self.target)
         return Cotangents(rows), g.new_zeros(rows.shape[0] * rows.shape[1]), g / B
 
@@ -155,9 +173,7 @@ class FunctionSpace:
         if step_sizes.shape[0] == 1:
             new_xs, new_us = policy.follow(float(step_sizes))
             cost = self.objective(new_xs[-1], new_us).view(1, 1)
-            return Trials(
-                [X.reshape(1, 1, -1) for X in new_xs], [u[None, None] for u in new_us], cost
-            )
+            return Trials(Tried([new_xs], flat), Tried([new_us], self.closed), cost)  # type: ignore[arg-type]
         rolled, costs = [], []
         for a in step_sizes.tolist():
             new_xs, new_us = policy.follow(a)
@@ -168,55 +184,17 @@ class FunctionSpace:
         missing = len(step_sizes) - len(rolled)  # shorter steps that nobody asks for any more
         rolled += rolled[-1:] * missing
         costs += [torch.full_like(costs[-1], torch.inf)] * missing
-        along_x, along_u = (zip(*(r[i] for r in rolled), strict=True) for i in (0, 1))
-        return Trials(
-            [torch.stack(parts).view(len(rolled), 1, -1) for parts in along_x],
-            [torch.stack(parts)[:, None] for parts in along_u],
-            torch.stack(costs)[:, None],
-        )
+        along_x, along_u = ([r[i] for r in rolled] for i in (0, 1))
+        tried = Tried(along_x, flat), Tried(along_u, self.closed)
+        return Trials(*tried, torch.stack(costs)[:, None])  # type: ignore[arg-type]
 
     def gradient(self, model: Model) -> list[Tensor]:
         """dJ/du of each stage (1, m): H_u along the exact co-states."""
         return [
-            model.gradient(t)[None] if t in model.active else model.us[t][None]
+            model.gradient(t)[None] if t in model.active else model.rho.new_zeros(1, 0)
             for t in range(len(self.forms))
         ]
 
 
-def plain_softmax(loss: Loss, target: Tensor) -> bool:
-    """Cross-entropy with class numbers and nothing else to it."""
-    plain = type(loss) is CrossEntropy and loss.positions == 1 and loss.label_smoothing == 0
-    return plain and not target.is_floating_point()
-
-
-def mean_loss(loss: Loss, outputs: Tensor, target: Tensor) -> Tensor:
-    if plain_softmax(loss, target):
-        return torch.nn.functional.cross_entropy(outputs, target)
-    return loss.value(outputs, target).mean()
-
-
-def factor_and_residual(
-    loss: Loss, outputs: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """Y' (B, k, c) and rho (B, k) or None, of each sample's loss."""
-    if plain_softmax(loss, target):
-        return softmax_model(outputs, target)
-    return loss.factor(outputs, target).mT, loss.residual(outputs, target)
-
-
-def softmax_model(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """`CrossEntropy.factor`, transposed, and `residual` for class numbers, in one go.
-
-    Rows ``v_k (delta_kc - w_c v_k / (1 + v_j))`` for the classes k other than the likeliest, j.
-    """
-    v = (torch.log_softmax(logits, dim=1) / 2).exp()
-    j = v.argmax(dim=1, keepdim=True)
-    k = torch.arange(v.shape[1] - 1, device=v.device)
-    others = k + (k >= j)
-    v_j, v_k, label = v.gather(1, j), v.gather(1, others), target[:, None]
-    tail = v_k / (1 + v_j)
-    weight = (v * v).scatter_add_(1, j, v_j)
-    rows = -tail[:, :, None] * weight[:, None]
-    rows.scatter_add_(2, others[..., None], v_k[..., None])
-    rho = tail * (1 + (j == label) / v_j)
-    return rows, rho - (others == label) / v.gather(1, label)
+def flat(t: int, X: Tensor) -> Tensor:
+    return X.reshape(-1)

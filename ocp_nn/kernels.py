@@ -11,6 +11,8 @@ diagonal in a Kronecker eigenbasis (EKFAC). Other stages: J = the rows Y' F_u, G
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ def linear_kernel(X: Tensor, Y: Cotangents, metric: Metric, outputs: int, has_bi
         return product_kernel(Y, Y.rows, activation_kernel(X, metric, has_bias))
     if isinstance(metric, Kronecker):
         Z = metric.left_inverse(Y.rows.flatten(0, 1)).view_as(Y.rows)
-        return product_kernel(Y, Z, metric.right_inner(with_one(X, has_bias)))
+        return product_kernel(Y, Z, metric.right_inner(X))
     X = with_one(X, has_bias)
     if isinstance(metric, Eigenbasis):
         rotated = Cotangents(Y.rows @ metric.left, Y.coupled)
@@ -53,9 +55,8 @@ def linear_kernel(X: Tensor, Y: Cotangents, metric: Metric, outputs: int, has_bi
 def activation_kernel(X: Tensor, metric: Isotropic, has_bias: bool) -> Tensor:
     """``p_weight x_i'x_j + p_bias``: (B, B)."""
     if not has_bias:
-        return metric.values[0] * (X @ X.mT)
-    ones = X.new_full((1, 1), metric.values[1])
-    return torch.addmm(ones, X, X.mT, alpha=metric.values[0])
+        return metric.values[0] * (X @ X.t())
+    return torch.addmm(metric.of_bias, X, X.t(), alpha=metric.values[0])
 
 
 def product_kernel(Y: Cotangents, Z: Tensor, K: Tensor) -> Tensor:
@@ -64,8 +65,17 @@ def product_kernel(Y: Cotangents, Z: Tensor, K: Tensor) -> Tensor:
     if Y.coupled:
         KZ = (K @ Z.reshape(B, k * n)).view(B, k, n)
         return Y.rows.movedim(1, 0).reshape(k, B * n) @ KZ.movedim(1, 0).reshape(k, B * n).mT
-    inner = Y.rows.reshape(B * k, n) @ Z.reshape(B * k, n).mT
-    return inner.view(B, k, B, k).mul_(K[:, None, :, None]).view(B * k, B * k)
+    # Columns repeated first: a broadcast over the last axis would be a loop of k numbers.
+    columns = K.index_select(1, repeats(B, k, K.device)).unsqueeze(1)
+    inner = torch.mm(Y.rows.reshape(B * k, n), Z.reshape(B * k, n).t())
+    inner.view(B, k, B * k).mul_(columns)
+    return inner
+
+
+@functools.lru_cache(maxsize=64)
+def repeats(B: int, k: int, device: torch.device) -> Tensor:
+    """0 .. B - 1, each k times: (B k,)."""
+    return torch.arange(B, device=device).repeat_interleave(k)
 
 
 def sum_kernel(X: Tensor, Y: Cotangents, p: Tensor) -> Tensor:

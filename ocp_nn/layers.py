@@ -203,13 +203,27 @@ def batch_norm(module: _BatchNorm, name: str, rename: dict[str, str]) -> Layer:
         else:
             mean = x.mean(dim=axes)
             variance = x.var(dim=axes, unbiased=False)
+            count = x.numel() // x.shape[1]
+            if context.total is not None:
+                mean, variance, count = joint_statistics(mean, variance, count, context.total)
             if context.record is not None:
-                context.record[name] = mean, variance, x.numel() // x.shape[1]
+                context.record[name] = mean, variance, count
         channel = (1, -1, *[1] * (x.ndim - 2))
         y = (x - mean.reshape(channel)) / (variance.reshape(channel) + module.eps).sqrt()
         return affine(y, value_of(module, rename), context)
 
     return Layer(run, couples=batch)
+
+
+def joint_statistics(
+    mean: Tensor, variance: Tensor, count: int, total: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, int]:
+    """Of the numbers of all processes, from those of each."""
+    sums = torch.cat((count * mean, mean.new_tensor([count])))
+    sums = total(sums)
+    joint, number = sums[:-1] / sums[-1], int(sums[-1])
+    spread = variance + (mean - joint).square()  # of the numbers here about the common mean
+    return joint, total(count * spread) / number, number
 
 
 def update_running(module: _BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:

@@ -146,7 +146,7 @@ class CrossEntropy(Loss):
             )
         needs = tuple(out_shape[1:])
         check_shape(self.name, targets, needs)
-        lowest, highest = int(targets.min()), int(targets.max())
+        lowest, highest = map(int, torch.aminmax(targets))
         if lowest < 0 or highest >= classes:
             raise ValueError(
                 f"targets lie between {lowest} and {highest}; the model's outputs have {classes} "

@@ -8,7 +8,8 @@ matrix acts on is x with a 1 appended.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -47,6 +48,11 @@ class Isotropic:
     values: tuple[float, ...]
     sizes: tuple[int, ...]
     like: Tensor
+
+    @cached_property
+    def of_bias(self) -> Tensor:
+        """p of the bias: (1, 1)."""
+        return self.like.new_full((1, 1), self.values[1])
 
     def apply(self, g: Tensor) -> Tensor:
         if len(set(self.values)) == 1:
@@ -107,12 +113,16 @@ class Kronecker:
     right: Tensor
     scale: float
     has_bias: bool
+    kept: dict[str, Tensor] = field(default_factory=dict, compare=False)
+
+    def matrix(self, G: Tensor) -> Tensor:
+        """P G for a gradient as a matrix (n', n + 1)."""
+        G = torch.cholesky_solve(G, self.left)
+        return self.scale * torch.cholesky_solve(G.mT, self.right).mT
 
     def apply(self, g: Tensor) -> Tensor:
-        G = as_matrix(g, self.left.shape[0], self.has_bias)
-        G = torch.cholesky_solve(G, self.left)
-        G = torch.cholesky_solve(G.mT, self.right).mT
-        return as_vector(self.scale * G, self.has_bias)
+        G = self.matrix(as_matrix(g, self.left.shape[0], self.has_bias))
+        return as_vector(G, self.has_bias)
 
     def step(self, u: Tensor, g: Tensor) -> Tensor:
         return u - self.apply(g)
@@ -121,13 +131,27 @@ class Kronecker:
         """Rows y -> L^{-1} y, (N, n'), scaled."""
         return self.scale * torch.cholesky_solve(Y.mT, self.left).mT
 
+    def halves(self, X: Tensor) -> Tensor:
+        """``L_R^{-1} X'`` of activations X (B, n [+ 1]); kept for the step along the same X."""
+        if "X" not in self.kept or self.kept["X"] is not X:
+            half = torch.linalg.solve_triangular(
+                self.right, with_one(X, self.has_bias).mT, upper=False
+            )
+            self.kept.update(X=X, half=half)
+        return self.kept["half"]
+
     def right_inner(self, X: Tensor) -> Tensor:
-        """``x_i' R^{-1} x_j`` of activations (B, n [+ 1]): (B, B)."""
-        half = torch.linalg.solve_triangular(self.right, X.mT, upper=False)
+        """``x_i' R^{-1} x_j`` of activations (B, n): (B, B)."""
+        half = self.halves(X)
         return half.mT @ half
 
+    def along(self, X: Tensor, V: Tensor) -> Tensor:
+        """P G for the gradient ``G = V' [X 1]``: B right sides for R instead of n'."""
+        solved = torch.linalg.solve_triangular(self.right.mT, self.halves(X), upper=True)
+        return self.scale * torch.cholesky_solve((solved @ V).mT, self.left)
+
     def shortened(self, factor: float) -> Kronecker:
-        return replace(self, scale=factor * self.scale)
+        return Kronecker(self.left, self.right, factor * self.scale, self.has_bias, self.kept)
 
     def dense(self) -> Tensor:
         D = torch.kron(self.left @ self.left.mT, self.right @ self.right.mT) / self.scale
@@ -150,15 +174,19 @@ class Eigenbasis:
     has_bias: bool
     rotated: Tensor | None = None
 
-    def step_along(self, u: Tensor, V: Tensor) -> Tensor:
-        """u - P g for the gradient ``g = V' X``, from X W: one product with W less."""
-        assert self.rotated is not None
+    def along(self, X: Tensor, V: Tensor) -> Tensor:
+        """P G for the gradient ``G = V' [X 1]``, from X W: one product with W less."""
+        if self.rotated is None:
+            return self.matrix(V.mT @ with_one(X, self.has_bias))
         inner = (V @ self.left).mT @ self.rotated
-        return u - as_vector(self.left @ (self.p * inner) @ self.right.mT, self.has_bias)
+        return self.left @ (self.p * inner) @ self.right.mT
+
+    def matrix(self, G: Tensor) -> Tensor:
+        """P G for a gradient as a matrix (n', n + 1)."""
+        return self.left @ (self.p * (self.left.mT @ G @ self.right)) @ self.right.mT
 
     def apply(self, g: Tensor) -> Tensor:
-        G = as_matrix(g, self.left.shape[0], self.has_bias)
-        G = self.left @ (self.p * (self.left.mT @ G @ self.right)) @ self.right.mT
+        G = self.matrix(as_matrix(g, self.left.shape[0], self.has_bias))
         return as_vector(G, self.has_bias)
 
     def step(self, u: Tensor, g: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ocp_nn.cotangents import Cotangents
-from ocp_nn.forms import Form
+from ocp_nn.forms import Control, Form
 from ocp_nn.metrics import Metric
 from ocp_nn.shards import WHOLE, Shards
 
@@ -24,7 +24,7 @@ class Model:
     Attributes:
         forms: of the stages.
         active: stages with controls, in order.
-        xs: activations (B, n), T + 1. us: controls (m,), T.
+        xs: activations (B, n), T + 1. us: controls as the forms read them, T.
         ys: Y_t, T + 1; None upstream of the first active stage, where nobody asks.
         rho: (r,).
         rest: (B, n) remainder of the co-states, T + 1, or None where it is zero.
@@ -36,7 +36,7 @@ class Model:
     forms: Sequence[Form]
     active: tuple[int, ...]
     xs: Sequence[Tensor]
-    us: Sequence[Tensor]
+    us: Sequence[Control]
     ys: Sequence[Cotangents | None]
     rho: Tensor
     rest: Sequence[Tensor | None] | None
@@ -51,7 +51,7 @@ class Model:
     @property
     def parameters(self) -> int:
         """Number of controls of all stages."""
-        return sum(self.us[t].shape[0] for t in self.active)
+        return sum(self.forms[t].m for t in self.active)
 
     def y(self, t: int) -> Cotangents:
         Y = self.ys[t]
@@ -97,7 +97,7 @@ class Model:
 def linearise(
     forms: Sequence[Form],
     xs: Sequence[Tensor],
-    us: Sequence[Tensor],
+    us: Sequence[Control],
     end: Cotangents,
     rho: Tensor,
     rest: Tensor | None,

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ocp.problem import Problem, Stages
+from ocp.problem import Problem
 from ocp.processes import group_of
 from ocp.solution import Status
 from ocp.solvers.loop import State
+from ocp_nn.arguments import check_number, check_precision, from_closure, plain_module
 from ocp_nn.batch_ddp import BatchDDP
 from ocp_nn.compile import Inputs, compile, network_of, samples_of, with_data
+from ocp_nn.course import Course
 from ocp_nn.defaults import DEFAULTS, LIMITS, TERMINAL_DAMPING
-from ocp_nn.divergence import DivergedError, Watch, grown
-from ocp_nn.function_space import FunctionSpace
+from ocp_nn.divergence import DivergedError
 from ocp_nn.losses import BinaryCrossEntropy, CrossEntropy, Loss, make_loss
-from ocp_nn.shards import agreed, check_spread, spread_weights
+from ocp_nn.shards import agreed, check_spread, spread_weights, summed
 from ocp_nn.statistics import Memory, Settings
 
 KEY = "ddp"  # of what is ours in a state_dict
-
-
-class Good(NamedTuple):
-    """Weights that gave a good loss, and what else the step from them needs."""
-
-    step: int
-    us: Stages
-    memory: Any
-    damping: Tensor
-    buffers: list[Tensor]  # where batch norm writes to them
 
 
 class DDPOptimizer(torch.optim.Optimizer):
@@ -98,8 +89,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         dropout: int | None = None,
         process_group: Any = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}.")
+        model = plain_module(model)
         settings = Settings(metric, statistics, decay, momentum, refresh)
         default, untold = DEFAULTS[metric], lr is None
         automatic = untold and damping is None
@@ -114,6 +104,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         super().__init__(
             list(names) if params is None else params, {"lr": lr, "weight_decay": weight_decay}
         )
+        self.check_members(names)
         if missing := sorted(names[p] for p in names.keys() - set(self.parameters())):
             raise ValueError(
                 f"params lacks {missing}: every trainable parameter of the model is a control. "
@@ -144,20 +135,53 @@ class DDPOptimizer(torch.optim.Optimizer):
         if process_group is not None:
             self.group = group_of("process_group", process_group)
         self.rank = 0 if self.group is None else self.group.rank()
+        self.total = None if self.group is None else summed(self.group)
         if self.group is not None:
             spread_weights(model, self.group)
-        self.modules = list(model.modules())
+        self.modules, self.candidates = list(model.modules()), list(model.parameters())
         self.steps, self.batch_norms = 0, False
-        self.watch, self.good = Watch(), Good(0, [], None, torch.zeros(1), [])
+        self.course = Course(model)
         self.problem: Problem | None = None
         self.solver_state: State | None = None
-        self.places: list[tuple[Tensor, int, int, int]] = []
+        self.places: list[Tensor] = []  # the model's parameters in the order of the stages'
         self._restored: dict[str, Any] | None = None
         self._shape: tuple[Any, ...] = ()
         self._given: tuple[Any, ...] = ()
         self._versions: tuple[tuple[int, int], ...] = ()
         self._written: tuple[int, ...] = ()
         self._rates: tuple[float, ...] = ()
+
+    def check_members(self, names: Mapping[Any, str]) -> None:
+        """Groups hold trainable parameters of the model and nothing else."""
+        for i, group in enumerate(self.param_groups):
+            if foreign := [tuple(p.shape) for p in group["params"] if p not in names]:
+                raise ValueError(
+                    f"group {i} of params has tensors of shape {foreign}, which are no trainable "
+                    "parameters of the model."
+                )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's: for parameters of the model that were frozen before.
+
+        Raises:
+            ValueError: they are none.
+        """
+        super().add_param_group(param_group)
+        if hasattr(self, "names"):  # torch calls this while it is constructed
+            names = {p: n for n, p in self.model.named_parameters() if p.requires_grad}
+            try:
+                self.check_members(self.names | names)
+            except ValueError:
+                self.param_groups.pop()
+                raise
+            self.names = self.names | names
+            self._rates = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            "a DDPOptimizer is not copied or pickled: make one of the copied model and give it the "
+            "state_dict() of this one."
+        )
 
     def parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -166,7 +190,7 @@ class DDPOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(  # type: ignore[override]
         self,
-        inputs: Inputs | Callable[[], Any],
+        inputs: Inputs | Callable[[], Any] | None = None,
         targets: Tensor | None = None,
         closure: Callable[[], Tensor] | None = None,
     ) -> Tensor:
@@ -191,7 +215,8 @@ class DDPOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
-        assert not callable(inputs)
+        assert inputs is not None and not callable(inputs)
+        check_precision(next(iter(self.names)))
         problem = self.prepared(inputs, targets)
         solver = self.solver_now()
         state = solver.current(problem, self.begin(problem, solver))
@@ -208,7 +233,9 @@ class DDPOptimizer(torch.optim.Optimizer):
             fault = memory.fault if isinstance(memory, Memory) else ""
             raise DivergedError(self.steps, fault or "the loss or its derivatives")
         if self.batch_norms:
-            engine.network.update_running_statistics(engine.inputs, [u[0] for u in state.us])
+            engine.network.update_running_statistics(
+                engine.inputs, [u[0] for u in state.us], self.total
+            )
         self.solver_state = after
         self.write(after)
         return loss if value is None else value
@@ -219,26 +246,12 @@ class DDPOptimizer(torch.optim.Optimizer):
         Raises:
             DivergedError: it was.
         """
-        watch, good, engine = self.watch, self.good, cast(FunctionSpace, state.engine)
-        if watch.reference == 0:
-            outputs = state.xs[-1].view(engine.samples, -1)
-            watch.start(loss, float(engine.loss(torch.zeros_like(outputs))))
-        if watch.good(loss):
-            buffers = [b.clone() for b in self.model.buffers()] if self.batch_norms else []
-            self.good = Good(self.steps, state.us, state.memory, state.damping, buffers)
-        if not watch.diverged(loss):
+        verdict = self.course.look(self.steps, loss, state, self.batch_norms)
+        if verdict is None:
             return
-        fault, kept = watch.words(loss), "the weights of before the step"
-        if len(good.us) == len(state.us):
-            names = [stage.name for stage in engine.network.stages]
-            fault += f"; {grown(names, [u[0] for u in state.us], [u[0] for u in good.us])}"
-            state = state._replace(us=good.us, memory=good.memory, damping=good.damping)
-            self.write(state)
-            for buffer, value in zip(self.model.buffers(), good.buffers, strict=False):
-                buffer.copy_(value)
-            kept = f"those of before step {good.step}, the last good ones"
-        self.solver_state, self._written, watch.high = state, (), 0
-        raise DivergedError(self.steps, fault, kept)
+        self.write(verdict.state)
+        self.solver_state, self._written = verdict.state, ()
+        raise DivergedError(self.steps, verdict.fault, verdict.kept)
 
     # -- what a step starts from -----------------------------------------------------------------
     def prepared(self, inputs: Inputs, targets: Tensor) -> Problem:
@@ -247,8 +260,9 @@ class DDPOptimizer(torch.optim.Optimizer):
         versions = tuple((id(v), v._version) for v in given if isinstance(v, Tensor))
         shape = (
             tuple(m.training for m in self.modules),
+            self.trained(),
             tuple((v.shape[1:], v.dtype, v.device) for v in given if isinstance(v, Tensor)),
-            self.decays(),
+            tuple(group["weight_decay"] for group in self.param_groups),
         )
         if self.problem is None or self._shape != shape:
             self.problem = compile(
@@ -259,17 +273,46 @@ class DDPOptimizer(torch.optim.Optimizer):
                 check_spread(self.problem)
                 cost = replace(self.problem.cost, group=self.group)
                 self.problem = self.problem.replace(cost=cost)
+                self.freeze(self.problem)
+            if self._shape and self._shape[1] != shape[1]:  # other weights, or other numbers
+                self.solver_state, self._restored, self._rates = None, None, ()
             self._shape, self.places = shape, places_of(self.problem, self.model)
             self.batch_norms = any(isinstance(m, _BatchNorm) and m.training for m in self.modules)
-        elif self.same(versions) and self.dropout is None:
+        elif self.same(versions) and self.dropout is None and not self.frozen:
             return self.problem
         else:
             self.problem = with_data(self.problem, inputs, targets, seed=self.seed())
-            if self.batch_norms and self.batch_norm == "frozen":
-                network = network_of(self.problem)
-                network.freeze(samples_of(self.problem)[0], network.pack())
+            if self.frozen:
+                self.freeze(self.problem)
         self._given, self._versions = given, versions  # kept alive: an id is not used again
         return self.problem
+
+    @property
+    def frozen(self) -> bool:
+        """Whether batch norms take the statistics of each batch as constants."""
+        return self.batch_norms and self.batch_norm == "frozen"
+
+    def freeze(self, problem: Problem) -> None:
+        """Statistics of this batch, of the samples of all processes."""
+        network = network_of(problem)
+        network.freeze(samples_of(problem)[0], network.pack(), self.total)
+
+    def trained(self) -> tuple[Any, ...]:
+        """Which parameters are controls now, of what kind.
+
+        Raises:
+            ValueError: one that is in no group.
+        """
+        flags = tuple(p.requires_grad for p in self.candidates)
+        if not self._shape or flags != self._shape[1][0]:
+            found = self.model.named_parameters()
+            if new := sorted(n for n, p in found if p.requires_grad and p not in self.names):
+                raise ValueError(
+                    f"{new} train since requires_grad_(True), but are in no group: "
+                    "optimizer.add_param_group({'params': ...})."
+                )
+        first = self.candidates[0]
+        return flags, first.dtype, first.device
 
     def same(self, versions: tuple[tuple[int, int], ...]) -> bool:
         """Whether the data are those of before, in every process."""
@@ -312,9 +355,10 @@ class DDPOptimizer(torch.optim.Optimizer):
 
     def write(self, state: State) -> None:
         """Controls into the model."""
-        targets = [p for p, *_ in self.places]
-        values = [state.us[t][0, a:b].view(p.shape) for p, t, a, b in self.places]
-        torch._foreach_copy_(targets, values)
+        engine: Any = state.engine
+        us = engine.opened(state.us)
+        values = [v for form, u in zip(engine.forms, us, strict=True) for v in form.parameters(u)]
+        torch._foreach_copy_(self.places, values)
         self._written = self.weights_version()
 
     def solver_now(self) -> BatchDDP:
@@ -343,6 +387,7 @@ class DDPOptimizer(torch.optim.Optimizer):
             (self.names[p], float(group["weight_decay"]))
             for group in self.param_groups
             for p in group["params"]
+            if p.requires_grad
         )
 
     @property
@@ -354,7 +399,7 @@ class DDPOptimizer(torch.optim.Optimizer):
     # -- checkpoints -----------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         """Groups as torch has them, and under "ddp" what a step needs of the steps before."""
-        own: dict[str, Any] = {"steps": self.steps, "reference": self.watch.reference}
+        own: dict[str, Any] = {"steps": self.steps, "reference": self.course.watch.reference}
         if self.solver_state is not None:
             memory = self.solver_state.memory
             own["damping"] = float(self.solver_state.damping)
@@ -377,7 +422,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         super().load_state_dict({k: v for k, v in state_dict.items() if k != KEY})
         own = deepcopy(state_dict[KEY])
         self.steps, self.solver_state = own.pop("steps"), None
-        self.watch.reference, self.watch.high = own.pop("reference"), 0
+        self.course.watch.reference, self.course.watch.high = own.pop("reference"), 0
         self._restored, self._rates = own, ()
 
 
@@ -389,35 +434,7 @@ def restored(state: State, own: dict[str, Any]) -> State:
     return state
 
 
-def places_of(problem: Problem, model: nn.Module) -> list[tuple[Tensor, int, int, int]]:
-    """Each parameter with its stage and its place in the control."""
+def places_of(problem: Problem, model: nn.Module) -> list[Tensor]:
+    """The model's parameters, stage by stage."""
     values = dict(model.named_parameters())
-    return [
-        (values[p.name], t, p.start, p.stop)
-        for t, stage in enumerate(network_of(problem).stages)
-        for p in stage.parameters
-    ]
-
-
-def from_closure(closure: Any) -> tuple[Any, Tensor]:
-    """The batch that a closure returns.
-
-    Raises:
-        TypeError: it is no closure, or returns something else.
-    """
-    if not callable(closure):
-        raise TypeError("step needs inputs and targets: optimizer.step(inputs, targets).")
-    data = closure()
-    if not isinstance(data, Sequence) or len(data) != 2 or not isinstance(data[1], Tensor):
-        raise TypeError(
-            "step(closure): the closure must return (inputs, targets), not a loss: a step of DDP "
-            "evaluates the network itself, stage by stage."
-        )
-    return data[0], data[1]
-
-
-def check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, float | int):
-        raise TypeError(f"{name} must be a number, got {value!r}.")
-    if not 0 <= value < float("inf") or (name == "lr" and value == 0):
-        raise ValueError(f"{name} must be {'> 0' if name == 'lr' else '>= 0'}, got {value}.")
+    return [values[p.name] for stage in network_of(problem).stages for p in stage.parameters]

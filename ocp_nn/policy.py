@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ocp_nn.coordinates import Paper, Proximal, Separate
-from ocp_nn.forms import LinearForm
+from ocp_nn.forms import Control
 from ocp_nn.matrix_free import MatrixFree
-from ocp_nn.metrics import Eigenbasis
 from ocp_nn.model import Model
 from ocp_nn.primal import Primal
+from ocp_nn.shards import WHOLE
 
 Source = Proximal | Paper | Separate | MatrixFree | Primal
 """What a sweep leaves: z_t in function space, or a factor of the primal side."""
@@ -34,10 +34,10 @@ class FunctionPolicy:
     enough: Callable[[float, float], bool] | None = None
     K: ClassVar[None] = None  # gains are never formed
 
-    def follow(self, alpha: float) -> tuple[list[Tensor], list[Tensor]]:
-        """Roll the network out with the policy: activations (B, n), T + 1; controls (m,), T."""
+    def follow(self, alpha: float) -> tuple[list[Tensor], list[Control]]:
+        """Roll the network out with the policy: activations (B, n), T + 1; open controls, T."""
         model = self.model
-        X, xs, us = model.xs[0], [model.xs[0]], []
+        X, xs, us = model.xs[0], [model.xs[0]], list[Control]()
         memory: Tensor | None = None
         if isinstance(self.source, Primal) and self.source.feedback == "linear":
             memory = self.source.whole()
@@ -53,19 +53,18 @@ class FunctionPolicy:
 
     def changed(
         self, t: int, dX: Tensor | None, alpha: float, memory: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Control, Tensor | None]:
         """u_t + du_t, see `change`."""
-        source = self.source
+        source, model = self.source, self.model
+        form, u = model.forms[t], model.us[t]
         if isinstance(source, Primal):
             du, memory = self.change(t, dX, alpha, memory)
-            return self.model.us[t] + du, memory
-        metric, model = source.metrics[t], self.model
-        plain = type(model.forms[t]) is LinearForm and model.linear[t] is None
-        if plain and isinstance(metric, Eigenbasis) and metric.rotated is not None:
+            return form.open(form.close(u) + du), memory
+        if model.linear[t] is None and model.shards is WHOLE:
             z = source.z(t, self.deviation(t, dX), alpha, memory)
-            return metric.step_along(model.us[t], model.y(t + 1).apply(z)), z
+            return form.moved(model.xs[t], u, model.y(t + 1).apply(z), source.metrics[t]), z
         g, z = self.slope(t, dX, alpha, memory)
-        return metric.step(model.us[t], g), z
+        return form.open(source.metrics[t].step(form.close(u), g)), z
 
     def change(
         self, t: int, dX: Tensor | None, alpha: float = 1.0, memory: Tensor | None = None
@@ -105,7 +104,7 @@ class FunctionPolicy:
         model = self.model
         dX, memory, dus = torch.zeros_like(model.xs[0]), None, []
         for t, form in enumerate(model.forms):
-            du = torch.zeros_like(model.us[t])
+            du = model.rho.new_zeros(form.m)
             if form.m > 0:
                 deviation = None if t == model.active[0] else dX
                 du, memory = self.change(t, deviation, alpha, memory)

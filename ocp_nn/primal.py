@@ -46,7 +46,7 @@ class Primal:
             z = z + v
         right = torch.cat([self.right(s, z, alpha) for s in reversed(model.active) if s >= t])
         y = torch.linalg.solve_triangular(self.L[:end, :end], right[:, None], upper=False)
-        begin = end - model.us[t].shape[0]
+        begin = end - model.forms[t].m
         own = self.L[begin:end, begin:end].mT
         return self.ordered(t, torch.linalg.solve_triangular(own, -y[begin:], upper=True)[:, 0])
 
@@ -58,7 +58,7 @@ class Primal:
 
     def block(self, plan: Tensor, t: int) -> Tensor:
         end = self.ends[t]
-        return self.ordered(t, plan[end - self.model.us[t].shape[0] : end])
+        return self.ordered(t, plan[end - self.model.forms[t].m : end])
 
     def ordered(self, t: int, du: Tensor) -> Tensor:
         """Order of the factor -> order of the controls."""
@@ -89,7 +89,7 @@ def primal(
     damped = gauss_newton_matrix(model) if hessian is None else hessian.clone()
     ends, end = {}, 0
     for t in reversed(model.active):
-        begin, end = end, end + model.us[t].shape[0]
+        begin, end = end, end + model.forms[t].m
         ends[t] = end
         add_metric(damped[begin:end, begin:end], model, t, metrics[t])
     L, info = torch.linalg.cholesky_ex(damped)
@@ -133,9 +133,9 @@ def gauss_newton_matrix(model: Model) -> Tensor:
     rows = {t: rows_of(model, t) for t in order if not structured(model, t)}
     end_a = 0
     for i, a in enumerate(order):
-        begin_a, end_a, end_b = end_a, end_a + model.us[a].shape[0], 0
+        begin_a, end_a, end_b = end_a, end_a + model.forms[a].m, 0
         for b in order[: i + 1]:
-            begin_b, end_b = end_b, end_b + model.us[b].shape[0]
+            begin_b, end_b = end_b, end_b + model.forms[b].m
             block = N[begin_a:end_a, begin_b:end_b]
             if a in rows or b in rows:
                 Ja = rows[a] if a in rows else rows_of(model, a)

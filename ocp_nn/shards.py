@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ocp_nn.cotangents import Cotangents
-from ocp_nn.forms import Form, LinearForm
+from ocp_nn.forms import Control, Form, LinearForm
 from ocp_nn.kernels import activation_kernel, linear_kernel, rows_kernel
 from ocp_nn.metrics import Isotropic, Metric
 
@@ -43,12 +43,12 @@ class Shards:
         """The coordinates of the samples here: (r,) -> (B' k,)."""
         return z
 
-    def kernel(self, form: Form, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric) -> Tensor:
+    def kernel(self, form: Form, X: Tensor, u: Control, Y: Cotangents, metric: Metric) -> Tensor:
         """``Gamma = Y' F_u P F_u' Y`` of all samples: (r, r)."""
         return form.kernel(X, u, Y, metric)
 
     def operator(
-        self, form: Form, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric
+        self, form: Form, X: Tensor, u: Control, Y: Cotangents, metric: Metric
     ) -> Callable[[Tensor], Tensor]:
         """``z -> Gamma z`` without Gamma."""
         return form.operator(X, u, Y, metric)
@@ -78,9 +78,7 @@ class Spread(Shards):
         return self.total
 
     def sum(self, value: Tensor) -> Tensor:
-        value = value.contiguous()
-        dist.all_reduce(value, group=self.group)
-        return value
+        return summed(self.group)(value)
 
     def joined(self, rows: Tensor) -> Tensor:
         k = rows.shape[0] // self.here
@@ -94,7 +92,7 @@ class Spread(Shards):
         k = z.shape[0] // self.total
         return z[self.before * k : (self.before + self.here) * k]
 
-    def kernel(self, form: Form, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric) -> Tensor:
+    def kernel(self, form: Form, X: Tensor, u: Control, Y: Cotangents, metric: Metric) -> Tensor:
         """Linear stages: from the gathered X and Y. Others: from the gathered rows ``Y' F_u``."""
         if not isinstance(form, LinearForm):
             J = form.rows(X, u, Y)
@@ -103,7 +101,7 @@ class Spread(Shards):
         return linear_kernel(X, Cotangents(rows), metric, form.outputs, form.has_bias)
 
     def operator(
-        self, form: Form, X: Tensor, u: Tensor, Y: Cotangents, metric: Metric
+        self, form: Form, X: Tensor, u: Control, Y: Cotangents, metric: Metric
     ) -> Callable[[Tensor], Tensor]:
         """Gathers r numbers and sums m; linear stages with an isotropic P gather r and B n'."""
         if isinstance(form, LinearForm) and isinstance(metric, Isotropic):
@@ -136,12 +134,24 @@ def check_spread(problem: Problem) -> None:
         ValueError: names the stage and the way out.
     """
     for t, stage in enumerate(problem.dynamics.stages):  # type: ignore[attr-defined]
-        if stage.couples_samples or any(op.couples for op in stage.operations):
+        if stage.couples_samples:
             raise ValueError(
                 f"process_group: stage {t} ({stage.name}) is batch norm on the statistics of its "
-                "batch, of which each process has a part only. Put it into evaluation mode "
-                "(module.eval()) or use GroupNorm or LayerNorm."
+                "batch, whose derivatives couple the samples of all processes. Use "
+                "batch_norm='frozen' (the statistics of all samples, constant in derivatives), "
+                "evaluation mode (module.eval()), or GroupNorm or LayerNorm."
             )
+
+
+def summed(group: dist.ProcessGroup) -> Callable[[Tensor], Tensor]:
+    """Sum over its processes; overwrites what it is given."""
+
+    def total(value: Tensor) -> Tensor:
+        value = value.contiguous()
+        dist.all_reduce(value, group=group)
+        return value
+
+    return total
 
 
 def agreed(group: dist.ProcessGroup, mine: bool, device: torch.device) -> bool:

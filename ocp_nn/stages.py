@@ -7,7 +7,7 @@ on a whole batch, (B, n_in) -> (B, n_out).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,8 @@ from ocp.problem import Problem
 from ocp_nn.formulas import Context, Statistics
 from ocp_nn.layers import KEY, KEYS, update_running
 from ocp_nn.operations import Operation, realise
+
+Total = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -327,41 +329,48 @@ class Network:
 
     # -- batch norm and dropout --------------------------------------------------------------------
     @torch.no_grad()
-    def measure(self, X: Tensor, us: Sequence[Tensor]) -> dict[str, tuple[Tensor, Tensor, int]]:
+    def measure(
+        self, X: Tensor, us: Sequence[Tensor], total: Total | None = None
+    ) -> dict[str, tuple[Tensor, Tensor, int]]:
         """Mean, biased variance and count of every batch norm that uses its batch."""
         record: dict[str, tuple[Tensor, Tensor, int]] = {}
         for stage, u in zip(self.stages, us, strict=True):
-            X = stage.run(X, Context(stage.values(u), record=record))
+            X = stage.run(X, Context(stage.values(u), record=record, total=total))
         return record
 
-    def freeze(self, X: Tensor, us: Sequence[Tensor]) -> None:
+    def freeze(self, X: Tensor, us: Sequence[Tensor], total: Total | None = None) -> None:
         """Batch norms keep the statistics of this batch until the next call.
 
-        For ``batch_norm="frozen"``; a network whose samples are coupled, or without batch norm, is
+        ``total`` sums over processes, each of which has a part X of the batch. For
+        ``batch_norm="frozen"``; a network whose samples are coupled, or without batch norm, is
         left alone.
         """
         if not any(op.couples for s in self.stages for op in s.operations) or self.whole_batch:
             return
-        record = self.measure(X, us)
+        record = self.measure(X, us, total)
         for stage in self.stages:
             for op in stage.operations:
                 if op.name in record:
                     stage.statistics[op.name] = record[op.name][:2]
 
     @torch.no_grad()
-    def update_running_statistics(self, X: Tensor, us: Sequence[Tensor]) -> None:
+    def update_running_statistics(
+        self, X: Tensor, us: Sequence[Tensor], total: Total | None = None
+    ) -> None:
         """What one forward pass of the model in training mode does to its running statistics."""
         norms = [op for s in self.stages for op in s.operations if op.couples]
         if not norms:
             return
-        record = self.measure(X, us)
+        record = self.measure(X, us, total)
         for op in norms:
             update_running(op.module, *record[op.name])  # type: ignore[arg-type]
 
     def states(self, inputs: Sequence[Tensor], seed: int | None = None) -> Tensor:
         """Inputs (B, ...) as states (B, n_0); with dropout, keys drawn by ``seed`` are added."""
-        parts = [v.reshape(v.shape[0], -1) for v in inputs]
         dtype = next(self.model.parameters()).dtype
+        parts = [v.reshape(v.shape[0], -1) for v in inputs]
+        if len(parts) == 1 and not self.drops:
+            return parts[0].to(dtype)
         if self.drops:
             generator = torch.Generator().manual_seed(0 if seed is None else seed)
             keys = torch.randint(KEYS, (parts[0].shape[0], 1), generator=generator)

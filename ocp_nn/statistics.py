@@ -164,7 +164,8 @@ class Maker:
 
     @property
     def next_memory(self) -> Memory:
-        return replace(self.memory, steps=self.memory.steps + 1, stages=self.new or None)
+        old = self.memory
+        return Memory(old.steps + 1, self.new or None, old.previous, old.gain, old.fault)
 
     def __call__(self, t: int, value_gradient: Callable[[], Tensor]) -> Metric:
         """P_t; ``value_gradient()`` is V_X at t + 1, as the sweep has it by then."""
@@ -185,7 +186,7 @@ class Maker:
         return metric if known == 1 else metric.shortened(float(known))
 
     def unlimited(self, t: int, value_gradient: Callable[[], Tensor]) -> Metric:
-        kind, scale, u = self.settings.kind, self.scales[t], self.model.us[t]
+        kind, scale, u = self.settings.kind, self.scales[t], self.model.rho
         if kind == "gauss_newton":
             return scale.constant(self.damping, u)
         if kind == "sgd":
@@ -237,19 +238,27 @@ class Maker:
         assert isinstance(form, LinearForm | PositionsForm)
         V = self.cotangents(t, form, value_gradient)  # sum over its rows of V V' is G
         if isinstance(form, LinearForm):  # (B, n + 1) and (N, n')
-            X = with_one(form.activations(self.model.xs[t]), form.has_bias)
-            covariance, L = V.mT @ V, 1
+            X, L = with_one(form.activations(self.model.xs[t]), form.has_bias), 1
         else:  # (B, L, n + 1) and (N, L, n')
             X, L = form.activations(self.model.xs[t], self.model.us[t]), V.shape[1]
-            covariance = gram(V) / L
         old = self.memory.of(t)
-        shards = self.model.shards
-        A = self.average(t, "A", shards.sum(gram(X)) / shards.count(X.shape[0]))
-        G = self.average(t, "G", shards.sum(covariance))
+        A = self.covariance(t, "A", X, self.model.shards.count(X.shape[0]))
+        G = self.covariance(t, "G", V, L)
         due = self.memory.steps % self.settings.refresh == 0 or not old
         if self.settings.kind == "kfac":
             return self.kfac(t, A, G, old, due, form.has_bias)
         return self.ekfac(t, A, G, X, V, old, due, form.has_bias)
+
+    def covariance(self, t: int, name: str, X: Tensor, count: int) -> Tensor:
+        """Running mean of the sum of x x' over all samples, divided by ``count``."""
+        old, shards = self.memory.of(t).get(name), self.model.shards
+        if old is None or shards is not WHOLE:
+            return self.average(t, name, shards.sum(gram(X)) / count)
+        decay, rows = self.settings.decay, X if X.ndim == 2 else X.flatten(0, -2)
+        # One operation: these matrices are the largest of a step.
+        mean = torch.addmm(old, rows.mT, rows, beta=decay, alpha=(1 - decay) / count)
+        self.new.setdefault(t, {})[name] = mean
+        return mean
 
     def cotangents(
         self, t: int, form: LinearForm | PositionsForm, value_gradient: Callable[[], Tensor]

@@ -10,11 +10,12 @@
 struct TwinIndex {
   unsigned x;
 };
-static TwinIndex blockIdx, threadIdx, gridDim;
+static TwinIndex blockIdx, threadIdx, gridDim, blockDim;
 
 #define OCP_GRID 1
 #define OCP_LANES 1
 #define OCP_KERNEL extern "C" __attribute__((visibility("default"))) void
+#define OCP_WIDE_KERNEL OCP_KERNEL
 #define OCP_GIVEN(Kind) const Kind&
 #define __shared__ static
 
@@ -47,6 +48,18 @@ static inline void __syncthreads() {
   twin.barriers = true;
   swapcontext(&twin.fibres[own].context, &twin.scheduler);
   threadIdx.x = own;
+}
+
+// As __syncthreads, and whether any thread of the block says so.
+static inline int __syncthreads_or(int own) {
+  static int votes;
+  votes |= own != 0;
+  __syncthreads();
+  const int all = votes;
+  __syncthreads();
+  votes = 0;
+  __syncthreads();
+  return all;
 }
 
 // Returns 0, or 1 where some threads of a block end while others wait for them.
@@ -84,6 +97,7 @@ extern "C" __attribute__((visibility("default"))) int twin_launch(
   twin.kernel = kernel;
   twin.a = arguments;
   gridDim.x = blocks;
+  blockDim.x = threads;
   for (int b = 0; b < blocks; ++b) {
     blockIdx.x = backwards ? blocks - 1 - b : b;
     wrong |= twin_block(threads, backwards);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import gpu  # noqa: E402
 from peers.verdict import compared, fastest, geometric_mean, summary, table  # noqa: E402
 
 PROBLEMS = """
@@ -88,3 +90,37 @@ def test_verdicts_and_means():
         "same", "better", "worse", "failed",
     ]  # fmt: skip
     assert math.isclose(geometric_mean([0.5, 2.0, 1.0]), 1.0)
+
+
+# -- the sitting with a GPU ------------------------------------------------------------------------
+def test_a_stage_runs_in_a_process_of_its_own_and_one_that_is_stopped_is_told(capfd):
+    found = gpu.run_stage("facts", 120, ["--device", "cpu", "--small"])
+    assert [f.what for f in found] == ["PyTorch"]
+    stopped = gpu.run_stage("facts", 0.05, ["--device", "cpu", "--small"])
+    assert [f.value for f in stopped] == ["FAILED"] and "stopped after" in stopped[0].note
+
+
+def test_figures_that_came_before_a_failure_are_kept_with_its_last_words(monkeypatch, tmp_path):
+    script = tmp_path / "stage.py"
+    line = gpu.MARK + json.dumps({"what": "speed", "value": 3.0})
+    script.write_text(f"print({line!r})\nraise RuntimeError('the device is lost')")
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    found = gpu.run_stage("facts", 60, [])
+    assert found[0] == gpu.Figure("speed", 3.0)
+    assert found[1].value == "FAILED" and "RuntimeError: the device is lost" in found[1].note
+
+
+def test_the_table_is_markdown_and_the_time_left_is_kept(monkeypatch, tmp_path):
+    figures = [gpu.Figure("a|b", 2_345_678.9, "per second", "x\ny"), gpu.Figure("c", "same")]
+    lines = gpu.table(figures).splitlines()
+    assert lines[2:] == ["| a/b | 2,345,679 per second | x y |", "| c | same  |  |"]
+    limits = []
+    monkeypatch.setattr(gpu, "run_stage", lambda name, limit, more: limits.append(limit) or figures)
+    options = argparse.Namespace(
+        only=None, device="cpu", small=True, minutes=1.0, out=tmp_path / "gpu.md"
+    )
+    assert len(gpu.sitting(options)) == 2 * len(gpu.STAGES) == 2 * len(limits)
+    assert max(limits) <= 60 and options.out.read_text().startswith("| what")
+    options.minutes = 0.0
+    assert {f.value for f in gpu.sitting(options)} == {"not run"}
+    assert sum(limit for _, limit in gpu.STAGES.values()) < 15 * 60

@@ -11,19 +11,20 @@ from ctypes import POINTER, Structure, addressof, c_int64, c_void_p, cast, sizeo
 import pytest
 import torch
 from grid_calls import compiled as twin
-from models import cartpoles, guess, rich
+from models import cartpoles, guess, resizing, rich
 from native_cases import needs_compiler
 from references import close
+from torch import Tensor
 
 import ocp
 from ocp import engines
-from ocp.engines.native import abi, build, driver, emit, nvrtc
-from ocp.engines.native.compiled import compiled_for, text_of
+from ocp.engines.native import abi, build, driver, emit, grid, nvrtc, stagewise
+from ocp.engines.native.compiled import compiled_for, rows_of, text_of
 from ocp.engines.native.grid import Form
 from ocp.problems.registry import REGISTRY
 
 F64 = torch.float64
-THREADS, TEAM = Form(False, 32), Form(True, 32)
+THREADS, RANKS, TEAM = Form(False, 32), Form(False, 128, 4), Form(True, 32)
 
 
 def lacking() -> str:
@@ -39,7 +40,9 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
 def gpu_text(problem: ocp.Problem, form: Form) -> str:
-    return text_of(problem, emit.model(problem), form)
+    shared, problem = problem.shared_controls, rows_of(problem)
+    made = stagewise.model(problem) if problem.stagewise else emit.model(problem)
+    return text_of(problem, made, form, shared)
 
 
 # -- without a GPU ---------------------------------------------------------------------------------
@@ -55,13 +58,24 @@ def test_programs_compile_to_machine_code(form: Form) -> None:
 
 
 @needs_nvrtc
+@pytest.mark.parametrize(("architecture", "form"), [(80, TEAM), (90, RANKS)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_programs_of_stages_that_differ_and_of_shared_controls_compile(
+    architecture: int, form: Form, shared: bool
+) -> None:
+    text = gpu_text(resizing(3, shared_controls=shared), form)
+    image = nvrtc.compile_text(text, nvrtc.Target(architecture, True))
+    assert (b"ocp_ensemble_sweep" in image) == shared and (b"ocp_iterate" in image) != shared
+
+
+@needs_nvrtc
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_every_classic_problem_compiles(name: str, architecture: int) -> None:
     problem = REGISTRY[name].factory()
     d = problem.state_dims[0] + problem.control_dims[0]
-    for form in [THREADS, TEAM] if d <= 10 else [TEAM]:
+    for form in [THREADS, RANKS, TEAM] if d <= 10 else [TEAM]:
         assert nvrtc.compile_text(gpu_text(problem, form), nvrtc.Target(architecture, True))
 
 
@@ -90,6 +104,98 @@ def test_without_nvrtc_the_error_says_where_it_comes_from(monkeypatch: pytest.Mo
     with pytest.raises(build.BuildError, match=r"NVRTC was not found.*\n.*/nowhere"):
         nvrtc.library()
     nvrtc.library.cache_clear()
+
+
+@needs_nvrtc
+def test_the_loop_of_many_cartpoles_does_not_spill_what_fast_memory_cannot_hold() -> None:
+    form = grid.form(5, 16_384)
+    log = nvrtc.compiled(gpu_text(cartpoles(1, 9), form), nvrtc.Target(90, True))[1]
+    found = grid.usages(log)
+    assert {"ocp_iterate", "ocp_sweep", "ocp_follow", "ocp_expand"} <= set(found)
+    loop = found["ocp_iterate"]
+    assert 64 < loop.registers <= 255 and loop.spilled <= grid.MOST_SPILLS < loop.local
+    assert form.beside * form.ranks * loop.registers <= grid.REGISTERS
+    assert "registers" in str(loop) and f"{loop.local} bytes" in str(loop)
+
+
+SAID = """ptxas info    : Compiling entry function 'ocp_iterate' for 'sm_90'
+ptxas info    : Function properties for ocp_iterate
+    2384 bytes stack frame, 634 bytes spill stores, 1120 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 4096 bytes smem
+ptxas info    : Function properties for other
+    16 bytes stack frame, 720 bytes spill stores, 744 bytes spill loads
+ptxas info    : Compiling entry function 'ocp_gaps' for 'sm_90'
+ptxas info    : Function properties for ocp_gaps
+ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 58 registers, used 0 barriers, 112 bytes cumulative stack size
+"""
+
+
+def test_what_the_compiler_says_of_kernels_is_read() -> None:
+    found = grid.usages("warning: nothing\n" + SAID)
+    assert found["ocp_iterate"] == grid.Usage(255, 2384, 634, 4096)
+    assert found["ocp_gaps"] == grid.Usage(58, 112, 0, 0)
+    assert grid.usages("") == {}
+
+
+def test_the_form_that_spills_least_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    spills = {Form(False, 32): 900, Form(False, 64, 2): 100, Form(True, 32): 0}
+    made = []
+
+    class Fake:
+        def __init__(self, form: Form) -> None:
+            self.form = form
+            made.append(form)
+
+        def has(self, entry: str) -> bool:
+            return True
+
+        def usage(self, entry: str) -> grid.Usage:
+            return grid.Usage(255, 0, spills[self.form])
+
+    monkeypatch.setattr(driver, "load", lambda text, form, device: Fake(form))
+    device = torch.device("cuda", 0)
+    assert driver.fitting(str, Form(False, 32), device).form == Form(False, 64, 2)
+    assert made == [Form(False, 32), Form(False, 64, 2)]
+    spills |= {Form(False, 64, 2): 700, Form(True, 32): 800}
+    assert driver.fitting(str, Form(False, 32), device).form == Form(False, 64, 2)
+
+
+class FakeDriver:
+    """Fails with one code, and says so."""
+
+    def cuGetErrorString(self, code: int, said: object) -> int:
+        said._obj.value = b"an illegal memory access"  # type: ignore[attr-defined]
+        return 0
+
+
+def test_errors_of_the_driver_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "library", FakeDriver)
+    driver.asked(0, "cuLaunchKernel")
+    with pytest.raises(driver.DeviceError, match=r"(?s)illegal.*\(700\).*CUDA_LAUNCH_BLOCKING"):
+        driver.asked(700, "cuLaunchKernel(ocp_iterate)")
+    with pytest.raises(build.BuildError, match=r"cuModuleLoadData.*\(2\); the local memory"):
+        driver.asked(2, "cuModuleLoadData")
+    assert not issubclass(driver.DeviceError, build.BuildError)  # eager would fail as well
+
+
+def test_no_room_is_an_error_with_the_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ocp.engines.native import cuda
+
+    problem = rich(7, 6)
+    engine = cuda.Cuda(problem, twin(problem, Form(False, 4)))
+    asked_for, real = [], Tensor.new_empty
+
+    def full(self: Tensor, *shape: object, **more: object) -> Tensor:
+        if more.get("dtype") is torch.uint8:
+            asked_for.append(shape[0])
+            raise torch.OutOfMemoryError("no")
+        return real(self, *shape, **more)
+
+    monkeypatch.setattr(Tensor, "new_empty", full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"[\d,]+ bytes for the 4 problems"):
+        engine.room()
+    assert len(asked_for) > 1 and asked_for[-1] < asked_for[0]
 
 
 def test_arguments_of_kernels_are_structures_by_value_and_words() -> None:
@@ -142,7 +248,7 @@ def same(actual, expected, tolerance: float) -> None:
 @pytest.mark.cuda
 @on_gpu
 @needs_compiler
-@pytest.mark.parametrize("form", [THREADS, TEAM], ids=["threads", "team"])
+@pytest.mark.parametrize("form", [THREADS, RANKS, TEAM], ids=["threads", "ranks", "team"])
 @pytest.mark.parametrize("bounds", [False, True])
 def test_steps_on_the_gpu_equal_those_of_the_cpu(form: Form, bounds: bool) -> None:
     problem = rich(70, 6)
@@ -173,7 +279,7 @@ def test_steps_on_the_gpu_equal_those_of_the_cpu(form: Form, bounds: bool) -> No
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_whole_solves_on_the_gpu_end_like_those_on_the_cpu(dtype: torch.dtype) -> None:
-    problem = rich(600, 6)
+    problem = rich(2100, 6)
     solution = ocp.solve(moved(problem, dtype), "ddp", max_iterations=60)
     reference = ocp.solve(problem, "ddp", max_iterations=60, engine="native")
     assert solution.engine == "cuda" and solution.controls.is_cuda

@@ -20,12 +20,13 @@ import ocp
 from ocp import engines
 from ocp.engines.base import SecondOrder
 from ocp.engines.native.cuda import Cuda
-from ocp.engines.native.grid import Form, blocks, form, units
+from ocp.engines.native.grid import Form, blocks, form, others, units
 from ocp.solvers.loop import State
 
 pytestmark = needs_compiler
 
-THREADS, TEAM = Form(False, 4), Form(True, 8)  # small blocks, so that there are several
+# Small blocks, so that there are several.
+THREADS, RANKS, TEAM = Form(False, 4), Form(False, 12, 3), Form(True, 8)
 BOUNDS = {"broad": (-0.3, 0.2), "cartpole": (-0.4, 0.6), "chain": (-0.1, 0.15)}
 
 
@@ -51,8 +52,10 @@ def program(name: str, how: Form, settings: str = ""):
 
 CASES = [
     pytest.param(("rich", THREADS, ""), id="rich-threads"),
+    pytest.param(("rich", RANKS, ""), id="rich-ranks"),
     pytest.param(("rich", TEAM, ""), id="rich-team"),
     pytest.param(("broad", THREADS, ""), id="broad-bounds-threads"),
+    pytest.param(("broad", RANKS, ""), id="broad-bounds-ranks"),
     pytest.param(("broad", TEAM, ""), id="broad-bounds-team"),
     pytest.param(("cartpole", TEAM, ""), id="cartpole-bounds-team"),
     pytest.param(("chain", TEAM, "#define OCP_TEAM_BYTES 64\n"), id="chain-bounds-global-memory"),
@@ -198,7 +201,7 @@ def test_whole_solves_in_one_launch_equal_chunks_and_the_cpu(case):
     assert torch.equal(*rows)
 
 
-@pytest.mark.parametrize("how", [THREADS, TEAM])
+@pytest.mark.parametrize("how", [THREADS, RANKS, TEAM])
 def test_neither_the_order_of_threads_nor_their_number_matters(how):
     p = problem("rich")
     made = program("rich", how)
@@ -212,7 +215,7 @@ def test_neither_the_order_of_threads_nor_their_number_matters(how):
         results.append(solver.steps(p, state._replace(engine=engine), 8))
         assert (
             engine.data_block.threads
-            == ({False: 8, True: 7} if memory > 1 else {False: 4, True: 1})[how.single]
+            == ({False: 8, True: 7} if memory > 1 else {False: 4, True: 1})[how.single]  # units
         )
         engine.work.fill_(255)  # nan: nothing is kept from call to call
         again = solver.steps(p, state._replace(engine=engine), 8)
@@ -223,13 +226,23 @@ def test_neither_the_order_of_threads_nor_their_number_matters(how):
 
 
 def test_sizes_choose_the_form_and_the_grid():
-    assert form(5, 16384) == (False, 32) and form(5, 1) == (True, 32)
-    assert form(48, 16384) == (True, 128)
-    assert units(form(5, 1000), 1000, 10_000, 2**40) == 1024  # whole blocks
-    assert units(form(5, 1000), 1000, 10_000, 32 * 10_000) == 32  # the rest take turns
+    assert form(5, 1) == (True, 32, 1) and form(48, 16384) == (True, 128, 1)
+    found = [form(5, count) for count in (2048, 4224, 8000, 16384, 16897)]
+    assert [f.ranks for f in found] == [8, 8, 4, 2, 1]  # what 132 multiprocessors hold
+    assert form(5, 2048, processors=16).ranks == 2
+    assert {f.beside for f in found} == {32} and not any(f.single for f in found)
+    threads, ranks = Form(False, 32), Form(False, 128, 4)
+    for how in (threads, ranks):
+        assert units(how, 1000, 10_000, 2**40) == 1024  # whole blocks
+        assert units(how, 1000, 10_000, 32 * 10_000) == 32  # the rest take turns
     assert units(form(48, 10), 10, 10_000, 35_000) == 3
     data = ocp.engines.native.abi.Data(100, 1000, 0, 1024)
-    assert blocks(form(5, 1000), "ocp_iterate", data, 0) == 32
-    assert blocks(form(5, 1000), "ocp_gaps", data, 0) == 3125
-    assert blocks(form(5, 1000), "ocp_total_cost", data, 12_000) == 375
-    assert blocks(form(5, 1000), "ocp_costates", data, 0) == 32
+    for how, counts in ((threads, (32, 3125, 375, 32)), (ranks, (32, 782, 94, 8))):
+        asked = "ocp_iterate", "ocp_gaps", "ocp_total_cost", "ocp_costates"
+        assert tuple(blocks(how, entry, data, 12_000) for entry in asked) == counts
+
+
+def test_a_form_that_spills_gives_way_to_one_that_does_not():
+    assert others(Form(True, 128)) == []
+    assert others(Form(False, 32)) == [Form(False, 64, 2), Form(True, 32)]
+    assert others(Form(False, 64, 2)) == [Form(True, 32)]

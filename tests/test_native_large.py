@@ -242,7 +242,7 @@ def test_layers_stay_loops_and_differentiate_in_both_forms(way):
     apply = WAYS[way]
     problem = small(lambda x, u, t: x + 0.1 * apply(net, torch.cat((x, u)))[:3], n=3, m=1)
     program = forms_agree(problem)
-    assert "matvec<17, 4, 4, 1>" in program.text and "matvec<4, 17, 17, 1>" in program.text
+    assert "layer(shared + at[0], 17, 4, 4, 1" in program.text and "tanh(" in program.text
     at = points(problem, 3, 1)
     x, u, t, v, _ = at
     jacobian = torch.func.jacrev(lambda z: problem.f(z[:3], z[3:], t[0], {}))

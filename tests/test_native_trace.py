@@ -137,13 +137,15 @@ KINKS = {
     "smooth_l1": lambda x: nn.functional.smooth_l1_loss(x, 0 * x, beta=1.0) * x,
     "std": lambda x: torch.std(x) * x + torch.var(x, correction=0),
     "logsigmoid": nn.functional.logsigmoid,
+    "atan2": lambda x: torch.atan2(x, x.flip(0)) + torch.atan2(x * 0, x),
     "prod": lambda x: x.prod() + x.cumprod(0) + x.cumsum(0),
 }
 
 
 @pytest.mark.parametrize("name", KINKS)
 @pytest.mark.parametrize(
-    "x0", [(0.0, 1.0, 0.5), (1.0, 1.0, 0.0), (0.0, 0.0, 0.0), (-1.0, 2.0, 0.0)]
+    "x0",
+    [(0.0, 1.0, 0.5), (1.0, 1.0, 0.0), (0.0, 0.0, 0.0), (-1.0, 2.0, 0.0), (-0.5, 2.5, 3.0)],
 )
 def test_derivatives_at_kinks_are_those_of_torch(name, x0):
     problem = small(lambda x, u, t: KINKS[name](x) + u.sum(), x0=tensor(*x0))
@@ -155,6 +157,20 @@ def test_derivatives_at_kinks_are_those_of_torch(name, x0):
         expected = theirs[key][0]
         known = np.isfinite(expected)  # where torch has nan there is nothing to agree with
         np.testing.assert_allclose(ours[key][0][known], expected[known], atol=1e-13, err_msg=key)
+
+
+def test_activations_far_out_do_not_overflow():
+    f = nn.functional
+    used = (f.elu, f.softplus, f.logsigmoid, f.silu, f.gelu, torch.sigmoid, torch.tanh)
+    problem = small(
+        lambda x, u, t: sum(act(x) for act in used) + f.softplus(x, 3.0) + u.sum(),
+        x0=tensor(800.0, -800.0, 15.0),
+    )
+    program = emit.model(problem)
+    at = points(problem, 1, 0, size=0.0)
+    ours, theirs = by_text(program, problem, *at), by_torch(problem, *at)
+    for key in ("f", "f_jacobian", "f_contracted"):
+        np.testing.assert_allclose(ours[key][0], theirs[key][0], atol=1e-13, err_msg=key)
 
 
 def test_square_roots_at_zero_have_infinite_slope():

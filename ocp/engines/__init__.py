@@ -29,9 +29,9 @@ def make(problem: Problem, name: str = "auto") -> Engine:
     Compiled programs run where the tensors are, on the CPU or an NVIDIA GPU.
 
     "auto" is what the environment variable OCP_ENGINE says, or else native where the problem can
-    be compiled. Where it cannot, though its tensors are on the CPU, a warning says why, once for
-    each reason. Dynamics with engines of their own (networks) are asked for any other name:
-    ``dynamics.make_engine(problem, name)``.
+    be compiled. Where it cannot, though its tensors are on the CPU or an NVIDIA GPU, a warning says
+    why, once for each reason. Dynamics with engines of their own (networks) are asked for any other
+    name: ``dynamics.make_engine(problem, name)``.
 
     Raises:
         ValueError: there is no engine of that name, or it cannot do the problem: says why.
@@ -47,7 +47,7 @@ def make(problem: Problem, name: str = "auto") -> Engine:
     from ocp.engines.native.compiled import Refused
     from ocp.engines.native.engine import make_native
 
-    if chosen == "auto" and problem.x0.device.type != "cpu":
+    if chosen == "auto" and problem.x0.device.type not in ("cpu", "cuda"):
         return make_eager(problem)
     try:
         return make_native(problem)

@@ -108,12 +108,13 @@ class Trials(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """What an engine that makes whole iterations of iLQR and DDP has to know of the solver."""
+    """What an engine that makes whole iterations of iLQR, DDP or PMP has to know of the solver."""
 
     second_order: int  # 0 never, 1 for problems whose `State.second_order` says so, 2 always
     on_state: bool  # where the damping goes
     trials: int  # step sizes 1, 1/2, ...
     limits: tuple[float, ...]  # `Limits`
+    pairs: int | None = None  # of PMP, which has no sweep: steps remembered, 0 for the gradient
 
 
 class Answer(NamedTuple):
@@ -215,6 +216,12 @@ class Engine(Protocol):
     def follow(
         self, xs: Stages, us: Stages, gaps: Stages | None, policy: Policy, step_sizes: Tensor
     ) -> Trials: ...
+    def hamiltonian(self, augmented: bool) -> Any:
+        """H of every stage as a program, None without one; a ValueError says why it has to be."""
+
+    def boundary(self, expansion: Expansion, curvature: SecondOrder, *rhs: Stages) -> Any:
+        """What `indirect.correction` returns, as a flat tuple; None if the engine has none."""
+
     def iterate(self, state: Any, recipe: Recipe, most: int) -> Any:
         """A solver's `State` after up to ``most`` iterations; None if the engine has none to make:
         the solver then asks for the pieces."""

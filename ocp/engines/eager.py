@@ -23,7 +23,7 @@ from ocp.engines.base import (
     Sweep,
     Trials,
 )
-from ocp.engines.indexing import ComputedIndices
+from ocp.engines.indexing import ComputedIndices, batched_indices
 from ocp.problem import Problem, Stages
 from ocp.stages import absolute_sum, each, earlier, finite, largest, later, pack
 
@@ -239,6 +239,14 @@ class Eager:
         lines_xs, lines_us = (each(lambda s: s.flatten(-3, -2), s) for s in (trial_xs, trial_us))
         return Trials(trial_xs, trial_us, self.total_cost(lines_xs, lines_us).unflatten(0, (A, -1)))
 
+    def hamiltonian(self, augmented: bool) -> Any:
+        """H of every stage compiled, see `native.hamiltonians`; there is none here."""
+        return None
+
+    def boundary(self, expansion: Expansion, curvature: SecondOrder, *rhs: Stages) -> Any:
+        """Corrections of `Indirect`, compiled; there are none here."""
+        return None
+
     def iterate(self, state: Any, recipe: Recipe, most: int) -> None:
         """Iterations are the solver's business here."""
 
@@ -326,7 +334,7 @@ class Eager:
 def batched(function: Callable[..., Any], dims: Any, chunk: int | None, *args: Any) -> Any:
     """``vmap``, with gradients enabled whatever the caller has: without them the derivative of
     `torch.linalg.solve` is garbage (PyTorch 2.13)."""
-    with torch.enable_grad():
+    with torch.enable_grad(), batched_indices():
         out = vmap(function, in_dims=dims, chunk_size=chunk)(*args)
     return tuple(o.detach() for o in out) if isinstance(out, tuple) else out.detach()
 

@@ -6,7 +6,9 @@ one it takes as it is.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import EllipsisType
 from typing import Any
 
@@ -28,6 +30,22 @@ class ComputedIndices(TorchFunctionMode):
             if picked is not None:
                 return picked
         return func(*args, **(kwargs or {}))
+
+
+def batched_indices() -> AbstractContextManager[Any]:
+    """Within it, ``reference[t]`` works under `vmap` over t, which PyTorch 2.6 cannot do."""
+    return nullcontext() if indexes_by_batches() else ComputedIndices()
+
+
+@functools.cache
+def indexes_by_batches() -> bool:
+    """Whether PyTorch itself indexes by a batch of 0-dim integers."""
+    table = torch.zeros(2)
+    try:
+        torch.func.vmap(lambda t: table[t])(torch.arange(2))
+    except RuntimeError:
+        return False
+    return True
 
 
 def computed_picks(index: Any) -> list[int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +23,7 @@ from torch.func import grad, grad_and_value, jacrev
 
 from ocp.engines import Eager, Engine
 from ocp.engines.box_qp import box_qp
+from ocp.engines.indexing import ComputedIndices
 from ocp.problem import Problem, Stages
 from ocp.solution import Solution
 from ocp.stages import each, earlier, later
@@ -51,12 +52,21 @@ class Hamiltonian:
     def problem(self) -> Problem:
         return self.engine.problem
 
+    @cached_property
+    def compiled(self) -> Any:
+        """The same as a program, `native.hamiltonians`; None where there is none."""
+        return self.engine.hamiltonian(self.weights is not None)
+
     def value(self, us: Stages) -> Stages:
         """H at every stage; us (L, m) -> (L,)."""
+        if self.compiled is not None:
+            return self.compiled.value(self, us)
         return self.evaluate(self.one_sample(), us)
 
     def derivatives(self, us: Stages) -> tuple[Stages, Stages]:
         """H_u (L, m) and H_uu (L, m, m) at every stage."""
+        if self.compiled is not None:
+            return self.compiled.derivatives(self, us)
         h = self.one_sample()
 
         # Of u alone: a transform wraps its arguments, and a wrapped t cannot index a tensor.
@@ -105,7 +115,8 @@ class Hamiltonian:
 
 
 def swapped(h: Callable[..., Tensor], x: Tensor, more: tuple[Any, ...], u: Tensor) -> Tensor:
-    return h(x, u, *more)
+    with ComputedIndices():
+        return h(x, u, *more)
 
 
 def hamiltonian(problem: Problem) -> Callable[..., Tensor]:
@@ -113,7 +124,8 @@ def hamiltonian(problem: Problem) -> Callable[..., Tensor]:
     S = problem.samples
 
     def H(x: Tensor, u: Tensor, t: Any, parameters: Any, after: Tensor) -> Tensor:
-        return problem.l(x, u, t, parameters) / S + after @ problem.f(x, u, t, parameters)
+        with ComputedIndices():
+            return problem.l(x, u, t, parameters) / S + after @ problem.f(x, u, t, parameters)
 
     return H
 
@@ -168,6 +180,9 @@ class ProjectedNewton:
     trials: int = 8
 
     def __call__(self, hamiltonian: Hamiltonian, us: Stages) -> Stages:
+        if hamiltonian.compiled is not None:
+            given = hamiltonian, us, self.iterations, self.trials
+            return hamiltonian.compiled.minimiser(*given)
         many, value = hamiltonian.repeated(self.trials), hamiltonian.value(us)
         rounding = 16 * torch.finfo(hamiltonian.xs[0].dtype).eps
         for _ in range(self.iterations):
@@ -245,13 +260,23 @@ def convex(H: Tensor) -> Tensor:
 
 def flat(stages: Stages) -> Tensor:
     """(B, m) of each stage -> (B, sum of m), stage by stage."""
+    if isinstance(stages, Tensor):
+        return stages.movedim(0, -2).flatten(-2)
     return torch.cat(list(stages), dim=-1)
 
 
 def like(stages: Stages, values: Tensor) -> Stages:
     """(..., sum of m) -> (..., m) of each stage, packed as ``stages`` are."""
-    parts = values.split([s.shape[-1] for s in stages], dim=-1)
-    return torch.stack(parts) if isinstance(stages, Tensor) else list(parts)
+    if isinstance(stages, Tensor):
+        return values.unflatten(-1, (stages.shape[0], -1)).movedim(-2, 0)
+    return list(values.split([s.shape[-1] for s in stages], dim=-1))
+
+
+def labelled(solution: Solution, engine: Engine, whole: bool) -> Solution:
+    """With the name of the engine, and where not the ``whole`` method is compiled with both."""
+    if whole or engine.name == "eager":
+        return solution
+    return replace(solution, engine=f"{engine.name} + eager")
 
 
 def reworded(solution: Solution, texts: Mapping[int, str]) -> Solution:

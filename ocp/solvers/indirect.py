@@ -38,11 +38,11 @@ import torch
 from torch import Tensor
 
 from ocp.engines import Engine, Expansion, Policy, Trials
-from ocp.engines.base import Curvature
+from ocp.engines.base import Curvature, SecondOrder
 from ocp.engines.riccati import linear_rollout, matvec
 from ocp.problem import Problem, Stages
 from ocp.solution import Solution, Status
-from ocp.solvers.hamiltonian import flat, reworded
+from ocp.solvers.hamiltonian import flat, labelled, reworded
 from ocp.solvers.loop import Direction, Solver, State, advance
 from ocp.stages import absolute_sum, choose, each, finite, later, pack
 
@@ -116,7 +116,7 @@ class Indirect(Solver):
         expansion = engine.expand(point.xs, point.us)
         here = conditions(expansion, point, state.gaps)
         curvature = engine.curvature_along(point.xs, point.us, point.ps)
-        step, solved = correction(expansion, curvature, here)
+        step, solved = corrected(engine, expansion, curvature, here, 1)
         merit = step.half_square()
         direction = Direction(
             policy=Policy(step.us, None),
@@ -129,7 +129,7 @@ class Indirect(Solver):
         sizes = self.step_sizes(merit)
         for count in (1, len(sizes)):
             trial, trial_gaps, trial_merit = self.attempt(
-                engine, point, step, sizes[:count], *repeated(expansion, curvature, count)
+                engine, point, step, sizes[:count], expansion, curvature
             )
             lines = [each(lambda s: s.flatten(-3, -2), s) for s in (trial.xs, trial.us)]
             cost = engine.total_cost(*lines).unflatten(0, (count, -1))
@@ -163,7 +163,7 @@ class Indirect(Solver):
         step: Point,
         sizes: Tensor,
         expansion: Expansion,
-        curvature: Curvature,
+        curvature: SecondOrder,
     ) -> tuple[Point, Stages, Tensor]:
         """Points (A, B, .) of all step sizes, their gaps, and their merit (A, B)."""
         a = sizes[:, None, None]
@@ -172,7 +172,7 @@ class Indirect(Solver):
         lines = Point(*(each(lambda s: s.flatten(-3, -2), s) for s in trial))
         gaps = engine.gaps(lines.xs, lines.us)
         there = conditions(engine.expand(lines.xs, lines.us), lines, gaps)
-        merit = correction(expansion, curvature, there)[0].half_square()
+        merit = corrected(engine, expansion, curvature, there, len(sizes))[0].half_square()
         split = lambda s: s.unflatten(-2, (len(sizes), -1))
         return trial, each(split, gaps), merit.unflatten(0, (len(sizes), -1))
 
@@ -185,7 +185,9 @@ class Indirect(Solver):
             "closer, from the result of 'ilqr' or 'pmp'"
             for b in stuck
         }
-        return reworded(super().result(problem, state), texts)
+        solution = reworded(super().result(problem, state), texts)
+        compiled = state.engine.name == "native" and problem.uniform and problem.samples == 1
+        return labelled(solution, state.engine, compiled)
 
 
 def select(mask: Tensor, a: Stages, b: Stages) -> Stages:
@@ -194,12 +196,27 @@ def select(mask: Tensor, a: Stages, b: Stages) -> Stages:
 
 def conditions(expansion: Expansion, point: Point, gaps: Stages) -> Conditions:
     """The residual of each equation of the boundary value problem."""
+    if isinstance(expansion.fz, Tensor) and isinstance(point.ps, Tensor):  # all stages at once
+        h = torch.as_tensor(expansion.lz) + matvec(expansion.fz.mT, point.ps[1:])
+        n = expansion.n[0]
+        end = expansion.phix - point.ps[-1]
+        return Conditions(gaps, h[..., :n] - point.ps[:-1], h[..., n:], end)
     hx, hu = [], []
     for t, after in enumerate(later(point.ps)):
         h, n = expansion.lz[t] + matvec(expansion.fz[t].mT, after), expansion.n[t]
         hx.append(h[:, :n] - point.ps[t])
         hu.append(h[:, n:])
     return Conditions(gaps, hx, hu, expansion.phix - point.ps[-1])
+
+
+def corrected(
+    engine: Engine, expansion: Expansion, curvature: SecondOrder, rhs: Conditions, copies: int
+) -> tuple[Point, Tensor]:
+    """`correction` by the engine, or here; ``rhs`` is of so many copies of every problem."""
+    found = engine.boundary(expansion, curvature, *rhs)
+    if found is not None:
+        return Point(*found[:3]), found[3]
+    return correction(*repeated(expansion, curvature, copies), rhs)
 
 
 def correction(expansion: Expansion, curvature: Curvature, rhs: Conditions) -> tuple[Point, Tensor]:

@@ -176,9 +176,15 @@ class Solver:
         """The same for a solve that begins."""
         return None
 
+    @torch.no_grad()
     def steps(self, problem: Problem, state: State, most: int) -> State:
         """At least one and up to ``most`` iterations: one, unless the engine makes many at once."""
-        return self.step(problem, state)
+        recipe = self.recipe(state)
+        if recipe is None:
+            return self.step(problem, state)
+        state = self.current(problem, state)
+        after = state.engine.iterate(state, recipe, most)
+        return self.step(problem, state) if after is None else after
 
     def current(self, problem: Problem, state: State) -> State:
         """The state with an engine of this very problem, whose data may have changed."""

@@ -39,7 +39,15 @@ from ocp.engines.riccati import largest_projected
 from ocp.problem import Problem, Stages
 from ocp.solution import Solution, Status
 from ocp.solvers.decide import Decision, Record, decide
-from ocp.solvers.hamiltonian import Hamiltonian, Minimiser, ProjectedNewton, flat, like, reworded
+from ocp.solvers.hamiltonian import (
+    Hamiltonian,
+    Minimiser,
+    ProjectedNewton,
+    flat,
+    labelled,
+    like,
+    reworded,
+)
 from ocp.solvers.loop import Direction, Solver, State
 from ocp.stages import each
 
@@ -117,8 +125,9 @@ class MSA(Solver):
     @torch.no_grad()
     def result(self, problem: Problem, state: State) -> Solution:
         """The last iterate where it is a fixed point, else the cheapest one."""
+        compiled = state.engine.hamiltonian(augmented=False) is not None
         if state.memory is None:
-            return super().result(problem, state)
+            return labelled(super().result(problem, state), state.engine, compiled)
         engine, last = state.engine, state.cost
         keep = (state.status == Status.CONVERGED)[:, None]
         us = like(state.us, torch.where(keep, flat(state.us), state.memory[0]))
@@ -134,7 +143,7 @@ class MSA(Solver):
             f"{float(best[b]):.6g}; relaxation < 1, or 'emsa', may converge"
             for b in lost.nonzero()[:, 0].tolist()
         }
-        return reworded(solution, texts)
+        return labelled(reworded(solution, texts), engine, compiled)
 
 
 @dataclass(frozen=True)
@@ -220,6 +229,11 @@ class EMSA(Solver):
             rollouts=torch.where(decision.accepted, choice + 1, decision.rollouts),
         )
         return stalled(decision, running & (after > self.rules.damping_max))
+
+    @torch.no_grad()
+    def result(self, problem: Problem, state: State) -> Solution:
+        compiled = state.engine.hamiltonian(augmented=True) is not None
+        return labelled(super().result(problem, state), state.engine, compiled)
 
 
 def fall(h: Hamiltonian, before: Stages, after: Stages) -> Tensor:

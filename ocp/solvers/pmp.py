@@ -32,7 +32,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ocp.engines import Engine, Expansion, Policy
+from ocp.engines import Engine, Expansion, Policy, Recipe
 from ocp.engines.riccati import dot, largest_projected, matvec
 from ocp.problem import Problem, Stages
 from ocp.solvers.hamiltonian import flat, like
@@ -59,6 +59,15 @@ class PMP(Solver):
             raise ValueError(f"search must be 'lbfgs' or 'gradient', got {self.search!r}.")
         if self.pairs < 1:
             raise ValueError(f"pairs must be at least 1, got {self.pairs}.")
+
+    def recipe(self, state: State) -> Recipe | None:
+        """Whole iterations, unless a subclass makes something else of them."""
+        kind = type(self)
+        if kind.decide is not Solver.decide or kind.direction is not PMP.direction:
+            return None
+        limits = self.own_rules.limits(state.cost.dtype)
+        pairs = self.pairs if self.search == "lbfgs" else 0
+        return Recipe(0, False, self.trials, tuple(limits), pairs)
 
     def direction(self, state: State, expansion: Expansion) -> Direction:
         """One backward recursion of the costates; the step keeps within the bounds up to size 1.

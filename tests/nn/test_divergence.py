@@ -96,7 +96,7 @@ def test_a_resumed_run_remembers_what_it_is_compared_with():
     optimizer.step(x, y)
     other = DDPOptimizer(model, "mse")
     other.load_state_dict(optimizer.state_dict())
-    assert other.watch.reference == optimizer.watch.reference > 0
+    assert other.course.watch.reference == optimizer.course.watch.reference > 0
 
 
 def test_a_trainer_by_any_method_says_so_as_well():

@@ -214,7 +214,7 @@ def test_with_one_sample_and_two_classes_value_hessians_are_outer_products():
         z = (1 - eta * q_u @ q_u).sqrt() * q_x
         if t in (4, 6):  # C at 2 is nobody's: the first stage has no deviation
             Y = model_of.y(t).rows[0]
-            C = source.Cs[t - 2]
+            C = source.Cs[t - 2](torch.ones(1, dtype=F64))[:, None]  # r = 1
             close(Y.T @ C @ Y, torch.outer(z, z))
 
 

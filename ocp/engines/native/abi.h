@@ -57,7 +57,8 @@ template <class Body> OCP_FN void each_group(const Data& data, Body body) {
     Arena arena = arena_of(data, thread);
     Group<Lane> group;
     group.place(data, arena);
-    for (Int i = begin; i < end; ++i) {
+    for (Int i = begin; i < (side_by_side ? begin + 1 : end); ++i) {
+      team_sync();  // the last problem has left
       const int count = take_consecutive(group, i * lanes);
       body(group, count, arena);
     }
@@ -112,7 +113,7 @@ OCP_FN void sweep_group(
   g.given = call.given.fz || call.given.table ? &call.given : nullptr;
   g.begin(any(pass.full));
   V indefinite = V(-1);
-  const Promise<V> promise = call.p ? appraise(pass, g, indefinite) : sweep(pass, g);
+  const Promise<V> promise = call.p ? appraise(pass, g, indefinite) : swept(pass, g);
   scatter(g.k, T, B, m, g.rows, count, call.k);
   scatter(g.K, T, B, m * n, g.rows, count, call.K);
   if (call.vx) {
@@ -151,7 +152,7 @@ struct FollowCall {
 };
 
 template <class V>
-OCP_FN void follow_single(const Data& data, const FollowCall& call, Group<V>& g) {
+OCP_FN void follow_single(const Data& data, const FollowCall& call, Group<V>& g, int there) {
   const Int T = data.T, B = data.B, b = g.rows[0];
   gather_lane(call.xs, T + 1, B, n, b, 0, g.x);
   gather_lane(call.us, T, B, m, b, 0, g.u);
@@ -160,17 +161,17 @@ OCP_FN void follow_single(const Data& data, const FollowCall& call, Group<V>& g)
   if (call.K) gather_lane(call.K, T, B, m * n, b, 0, g.K);
   team_sync();
   const Nominal<V> about = {g.x, g.u, call.gaps ? g.gap : nullptr, g.k, call.K ? g.K : nullptr};
-  for (Int first = 0; first < call.A; first += at_once) {
-    const int count = int(call.A - first < at_once ? call.A - first : at_once);
+  for (int first = 0, count; first < int(call.A); first += count) {
+    count = tried_at_once(first, int(call.A));
     Real cost[at_once], residue[at_once];
     const Real* sizes = call.step_sizes + first;
     follow_each(data, g.c, about, sizes, count, g.trial_x, g.trial_u, cost, residue);
-    for (int l = 0; l < count; ++l) {
-      const Int line = (first + l) * B + b, lines = call.A * B;
-      for (Int i = team_rank(); i < (T + 1) * n; i += team_size())
-        call.trial_xs[(i / n * lines + line) * n + i % n] = trial_entry(g.trial_x, i, l);
-      for (Int i = team_rank(); i < T * m; i += team_size())
-        call.trial_us[(i / m * lines + line) * m + i % m] = trial_entry(g.trial_u, i, l);
+    for (int l = 0; there && l < count; ++l) {
+      const Int line = (first + l) * B + b, lines = call.A * B, xs = (T + 1) * n, us = T * m;
+      for (Int i = team_rank(); i < xs; i += team_size())
+        call.trial_xs[(i / n * lines + line) * n + i % n] = trial_entry(g.trial_x, xs, i, l);
+      for (Int i = team_rank(); i < us; i += team_size())
+        call.trial_us[(i / m * lines + line) * m + i % m] = trial_entry(g.trial_u, us, i, l);
       call.cost[line] = cost[l];
     }
     team_sync();
@@ -198,7 +199,7 @@ OCP_FN void follow_group(const Data& data, const FollowCall& call, Group<V>& g, 
 
 template <class V>
 OCP_FN void follow_lanes(const Data& data, const FollowCall& call, Group<V>& g, int count) {
-  if constexpr (single) follow_single(data, call, g);
+  if constexpr (together) follow_single(data, call, g, count);
   else follow_group(data, call, g, count);
 }
 
@@ -309,6 +310,11 @@ extern "C" __attribute__((visibility("default"))) Int ocp_work_bytes(OCP_GIVEN(D
 OCP_ENTRY ocp_rollout(OCP_GIVEN(Data) data, const Real* x0, const Real* us, Real* xs) {
   ocp::each_group(data, [&](auto& g, int count, auto&) {
     const Int T = data.T, B = data.B;
+#if OCP_INNER && OCP_SINGLE
+    OCP_COPY(xs, x0, ocp::n * sizeof(Real));
+    rollout(data, g.c, (Real*)us, xs);
+    return;
+#endif
     Int rows[OCP_LANES];
     for (int l = 0; l < OCP_LANES; ++l) rows[l] = g.rows[l % ocp::lanes];
     gather(x0, ocp::n, rows, g.trial_x);
@@ -385,7 +391,7 @@ extern "C" __attribute__((visibility("default"))) Int ocp_again(
 }
 #endif
 
-#if OCP_ENSEMBLE
+#if OCP_ENSEMBLE && !OCP_GRID
 // Problems whose samples share their controls; Data::B is their number. Work memory of the sweep:
 extern "C" __attribute__((visibility("default"))) Int ocp_ensemble_bytes(const Data& data) {
   return ocp::ensemble::bytes(data);

@@ -19,9 +19,9 @@ def fields(text: str) -> list[tuple[str, type]]:
 
 class Data(Structure):
     """First argument of every entry: T, B, P numbers a row of dat, threads; the arrays of
-    parameters, bounds (T, m) and work memory."""
+    parameters, bounds (T, m) and work memory; slots for steps that PMP remembers."""
 
-    _fields_ = fields("T:i B:i P:i threads:i par:p dat:p lower:p upper:p work:p")
+    _fields_ = fields("T:i B:i P:i threads:i par:p dat:p lower:p upper:p work:p slots:i")
 
 
 class SweepCall(Structure):
@@ -66,8 +66,11 @@ class Iterate(Structure):
 
     _fields_ = fields(
         "steps:i method:i on_state:i step_sizes:p xs:p us:p gaps:p reals:p counts:p rows:p "
-        "taken:p handed:p limits:p K:p"
+        "taken:p handed:p limits:p K:p memory:p fresh:i"
     )
+
+
+DESCENT = 3  # `Iterate.method` of PMP
 
 
 class Again(Structure):

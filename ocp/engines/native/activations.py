@@ -25,17 +25,21 @@ HANDLERS["hardsigmoid"] = lambda g, x: op(
 @handles("softplus")
 def _softplus(g: Graph, x: Symbol, beta: float = 1, threshold: float = 20) -> Ids:
     scaled = op(g, "mul", x, beta)
-    soft = op(g, "div", op(g, "log1p", op(g, "exp", scaled)), beta)
-    return choose(g, op(g, "lt", threshold, scaled), x, soft)
+    straight = op(g, "lt", threshold, scaled)
+    bent = choose(g, straight, threshold, scaled)  # no overflow where it is not chosen
+    soft = op(g, "div", op(g, "log1p", op(g, "exp", bent)), beta)
+    return choose(g, straight, x, soft)
 
 
 @handles("elu")
 def _elu(g: Graph, x: Symbol, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Ids:
     """At 0 the slope is that of the exponential, the second derivative 0, as torch."""
-    below = op(g, "mul", op(g, "expm1", op(g, "mul", x, input_scale)), alpha * scale)
+    negative = op(g, "lt", x, 0.0)
+    bent = op(g, "mul", choose(g, negative, x, 0.0), input_scale)  # no overflow above
+    below = op(g, "mul", op(g, "expm1", bent), alpha * scale)
     at_zero = op(g, "mul", x, alpha * scale * input_scale)
     above = choose(g, op(g, "eq", x, 0.0), at_zero, op(g, "mul", x, scale))
-    return choose(g, op(g, "lt", x, 0.0), below, above)
+    return choose(g, negative, below, above)
 
 
 @handles("gelu")
@@ -50,9 +54,11 @@ def _gelu(g: Graph, x: Symbol, *, approximate: str = "none") -> Ids:
 
 @handles("log_sigmoid_forward")
 def _log_sigmoid(g: Graph, x: Symbol) -> tuple[Ids, None]:
-    below = op(g, "sub", x, op(g, "log1p", op(g, "exp", x)))
-    above = op(g, "neg", op(g, "log1p", op(g, "exp", op(g, "neg", x))))
-    return choose(g, op(g, "lt", x, 0.0), below, above), None
+    negative = op(g, "lt", x, 0.0)
+    down, up = choose(g, negative, x, 0.0), choose(g, negative, 0.0, x)  # no overflow
+    below = op(g, "sub", x, op(g, "log1p", op(g, "exp", down)))
+    above = op(g, "neg", op(g, "log1p", op(g, "exp", op(g, "neg", up))))
+    return choose(g, negative, below, above), None
 
 
 # -- backward formulas, met where a model differentiates itself ----------------------------------

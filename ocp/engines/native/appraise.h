@@ -8,9 +8,9 @@ namespace ocp {
 // Second order; where that is not definite, the same damped at the level of rounding; where that is
 // not either, Gauss-Newton, and `indefinite` is the stage. What `Eager.appraise` does.
 template <class V> OCP_FN Promise<V> appraise(Pass<V>& pass, Group<V>& g, V& indefinite) {
-  Promise<V> promise = sweep(pass, g);
+  Promise<V> promise = swept(pass, g);
   MaskOf<V> failed = promise.failed >= V(0);
-  if (any(failed)) {
+  if (anyone(any(failed))) {
     V size = V(0);
     StageOf<V> own;
     for (Int t = team_rank(); t < g.data->T; t += team_size()) {
@@ -21,14 +21,14 @@ template <class V> OCP_FN Promise<V> appraise(Pass<V>& pass, Group<V>& g, V& ind
     const V rounding = V(sizeof(Real) == 8 ? 1.4901161193847656e-08 : 3.4526698300124393e-04);
     const V least = V(sizeof(Real) == 8 ? 2.2250738585072014e-308 : 1.1754943508222875e-38);
     pass.damping = select(failed, rounding * max_(size, least), V(0));
-    promise = sweep(pass, g);
+    promise = swept(pass, g);
     failed = promise.failed >= V(0);
   }
   indefinite = promise.failed;
-  if (any(failed)) {
+  if (anyone(any(failed))) {
     pass.damping = select(failed, V(0), pass.damping);
     pass.full = pass.full & !failed;
-    promise = sweep(pass, g);
+    promise = swept(pass, g);
   }
   return promise;
 }

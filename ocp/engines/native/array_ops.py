@@ -51,7 +51,7 @@ def reduce(
 
 @handles("sum")
 def _sum(g: Graph, x: Symbol, dim: Dims = None, keepdim: bool = False) -> Ids:
-    return reduce(g.sum, numbers(g, x), dim, keepdim)
+    return reduce(g.total, numbers(g, x), dim, keepdim)
 
 
 @handles("mean")
@@ -154,7 +154,7 @@ def _var(
 ) -> Ids:
     mean = _mean(g, x, dim, keepdim=True)
     away = op(g, "sub", x.ids, mean)
-    total = reduce(g.sum, op(g, "mul", away, away), dim, keepdim)
+    total = reduce(g.total, op(g, "mul", away, away), dim, keepdim)
     count = x.ids.size // max(total.size, 1)
     return op(g, "div", total, float(count - (1 if correction is None else correction)))
 
@@ -170,7 +170,7 @@ def _std(
 @handles("linalg_vector_norm")
 def _norm(g: Graph, x: Symbol, ord: float = 2, dim: Dims = None, keepdim: bool = False) -> Ids:
     if ord == 2:
-        return op(g, "root", reduce(g.sum, op(g, "mul", x, x), dim, keepdim))
+        return op(g, "root", reduce(g.total, op(g, "mul", x, x), dim, keepdim))
     size = op(g, "abs", x)
     if ord == 1:
         return reduce(g.sum, size, dim, keepdim)
@@ -244,7 +244,7 @@ def _huber(g: Graph, d: Ids, delta: float) -> Ids:
     size = op(g, "abs", d)
     inner = op(g, "mul", op(g, "mul", d, d), 0.5)
     outer = op(g, "mul", op(g, "sub", size, 0.5 * delta), delta)
-    return choose(g, op(g, "le", size, delta), inner, outer)
+    return choose(g, op(g, "lt", size, delta), inner, outer)
 
 
 HANDLERS["mse_loss"] = loss(lambda g, d, _: op(g, "mul", d, d))
@@ -274,7 +274,7 @@ def _pad(g: Graph, x: Symbol, pad: Sequence[int], value: float = 0) -> Ids:
 
 # -- products ------------------------------------------------------------------------------------
 def dot(g: Graph, a: Sequence[int], b: Sequence[int]) -> int:
-    return g.sum(g.mul(int(p), int(q)) for p, q in zip(a, b, strict=True))
+    return g.total([g.mul(int(p), int(q)) for p, q in zip(a, b, strict=True)])
 
 
 def matrix_product(g: Graph, a: Ids, b: Ids) -> Ids:

@@ -29,8 +29,9 @@ OCP_FN void begin_group(const Data& data, const BeginCall& call, Group<V>& g, in
   if constexpr (single) {
     const Real full = 1;
     follow_each(data, g.c, about, &full, 1, g.trial_x, g.trial_u, cost, residue);
-    for (Int i = 0; i < (T + 1) * n; ++i) call.xs[i] = trial_entry(g.trial_x, i, 0);
-    for (Int i = 0; i < T * m; ++i) call.clipped[i] = trial_entry(g.trial_u, i, 0);
+    const Int xs = (T + 1) * n, us = T * m;
+    for (Int i = 0; i < xs; ++i) call.xs[i] = trial_entry(g.trial_x, xs, i, 0);
+    for (Int i = 0; i < us; ++i) call.clipped[i] = trial_entry(g.trial_u, us, i, 0);
   } else {
     const auto out = follow(data, g.c, about, Wide(1), g.trial_x, g.trial_u);
     scatter(g.trial_x, T + 1, B, n, g.rows, count, call.xs);

@@ -23,13 +23,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 HEADERS = Path(__file__).parent
 # What comes before the generated functions.
-BEFORE = ("pack.h", "maths.h", "context.h", "kinds.h", "linalg.h", "dual.h", "box_qp.h")
+BEFORE = ("pack.h", "maths.h", "context.h", "kinds.h", "linalg.h", "dual.h", "net.h", "box_qp.h")
 SECONDS = 600.0  # that a compiler may take
 LINES = 12  # of a compiler's messages that an error repeats
 
@@ -64,6 +64,7 @@ def program(
     second_order: bool = True,
     ensemble: bool = False,
     team: int = 0,
+    ranks: int = 1,
 ) -> str:
     """The text of a program, from those of ``struct Model`` and ``struct Decide``.
 
@@ -77,6 +78,7 @@ def program(
         second_order: ``Model::f_contracted`` is there.
         ensemble: with the sweep and the roll-out of samples that share their controls.
         team: threads of a block, for a GPU; 0 for a CPU.
+        ranks: of them, those of one problem.
     """
     settings = {
         "OCP_REAL": real,
@@ -87,7 +89,7 @@ def program(
         "OCP_ENSEMBLE": int(ensemble),
     }
     if team:
-        settings |= {"OCP_GRID": 1, "OCP_LANES": 1, "OCP_TEAM": team}
+        settings |= {"OCP_GRID": 1, "OCP_LANES": 1, "OCP_TEAM": team, "OCP_RANKS": ranks}
     lines = [f"#define {name} {value}" for name, value in settings.items()]
     lines += [f'#include "{header}"' for header in BEFORE]
     lines += ["namespace ocp {", model, "}", '#include "contracted.h"']
@@ -279,13 +281,18 @@ def place_of(text: str) -> Path:
     return Path(f"{cache_directory()}/{key_of(text, compiler())}.json")
 
 
-def trusted(entry: Path) -> bool:
-    """Whether `trust` was told, of this very library and with this PyTorch."""
+def note_of(entry: Path) -> dict[str, Any]:
+    """What an entry says; nothing where it cannot be read."""
     try:
         note = json.loads(entry.read_text())
-        return bool(note["checked"] == torch.__version__)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def trusted(entry: Path) -> bool:
+    """Whether `trust` was told, of this very library and with this PyTorch."""
+    return bool(note_of(entry).get("checked") == torch.__version__)
 
 
 def trust(entry: Path) -> None:
@@ -321,13 +328,13 @@ def kept(entry: Path) -> Path | None:
         return None
 
 
-def keep(entry: Path, file: Path, by: str) -> Path:
+def keep(entry: Path, file: Path, by: str, **facts: Any) -> Path:
     """Move a file that lies in a folder beside ``entry`` into the cache, as what the entry names;
-    both appear there complete or not at all."""
+    both appear there complete or not at all. ``facts``: about it, see `note_of`."""
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     path = entry.with_name(f"{entry.stem}-{digest[:16]}{file.suffix}")
     note = file.with_name("note.json")
-    note.write_text(json.dumps({"file": path.name, "sha256": digest, "by": by}))
+    note.write_text(json.dumps({"file": path.name, "sha256": digest, "by": by, **facts}))
     os.replace(file, path)
     os.replace(note, entry)
     return path

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ocp.engines.eager import Eager
 from ocp.engines.native import abi, build, emit, grid, stagewise
-from ocp.engines.native.known import compare_by_autograd
+from ocp.engines.native.known import compare_all_derivatives, compare_by_autograd
 from ocp.engines.native.values import Untraceable
 from ocp.problem import Problem
 
@@ -88,6 +88,8 @@ def report(problem: Problem) -> str:
         made = compiled_for(problem)
     except Refused as error:
         return f"eager PyTorch: {error}"
+    from ocp.engines.native import methods
+
     nodes = made.program.nodes
     counts = ", ".join(f"{name} {count}" for name, count in nodes.items())
     shared, own = made.program.par.names(), made.program.dat.names()
@@ -95,6 +97,7 @@ def report(problem: Problem) -> str:
         [
             f"native: {sum(nodes.values())} scalar operations ({counts})",
             *made.program.forms(),
+            *methods.lines(problem, made.program, made.form),
             f"  SIMD            {how(made)}",
             f"  read at a solve {', '.join(shared) or 'nothing'}",
             f"  a problem's own {', '.join(own) or 'nothing'}",
@@ -109,8 +112,8 @@ def how(made: Compiled) -> str:
     if made.form is None:
         return f"{made.info.lanes} numbers of {size} at a time"
     assert isinstance(made.library, grid.Kernels)
-    unit = f"a block of {made.form.team} threads" if made.form.single else "a thread"
-    return f"{unit} for each problem, numbers of {size}; {made.library.usage('ocp_iterate')}"
+    loop = grid.LOOP if made.info.trials else "ocp_ensemble_sweep"
+    return f"{made.form}, numbers of {size}; {made.library.usage(loop)}"
 
 
 def compiler_of(made: Compiled) -> str:
@@ -130,8 +133,6 @@ def unsupported(problem: Problem) -> str:
         return f"dtype {problem.x0.dtype}"
     if not any(problem.control_dims):
         return "there are no controls"
-    if problem.x0.device.type == "cuda" and (problem.stagewise or problem.shared_controls):
-        return "stagewise problems and shared controls are compiled for the CPU only"
     return ""
 
 
@@ -139,16 +140,17 @@ def make(problem: Problem, functions: tuple[Any, ...]) -> Compiled:
     shared, form = problem.shared_controls, form_of(problem)
     problem = rows_of(problem)
     program = stagewise.model(problem) if problem.stagewise else emit.model(problem)
-    text = text_of(problem, program, form, shared)
     if form is None:
+        text = text_of(problem, program, form, shared)
         library, entry = build.load(text), build.place_of(text)
         made = Compiled(program, library, abi.declare(library), functions)
     else:
         from ocp.engines.native import driver
 
-        kernels = driver.load(text, form, problem.x0.device)
+        text_in = lambda each: text_of(problem, program, each, shared)
+        kernels = driver.fitting(text_in, form, problem.x0.device)
         entry = kernels.entry
-        made = Compiled(program, kernels, grid.info(kernels, problem.x0), functions, form)
+        made = Compiled(program, kernels, grid.info(kernels, problem.x0), functions, kernels.form)
     if build.trusted(entry):
         check(problem, made, known=True)
     else:
@@ -160,7 +162,8 @@ def make(problem: Problem, functions: tuple[Any, ...]) -> Compiled:
 def form_of(problem: Problem) -> grid.Form | None:
     if problem.x0.device.type == "cpu":
         return None
-    return grid.form(problem.state_dims[0] + problem.control_dims[0], problem.batch)
+    d = sum(stagewise.sizes(problem))
+    return grid.form(d, problem.batch, grid.processors(problem.x0.device))
 
 
 def text_of(
@@ -179,6 +182,7 @@ def text_of(
         bounds=problem.lower is not None,
         ensemble=shared,
         team=0 if form is None else form.team,
+        ranks=1 if form is None else form.ranks,
     )
 
 
@@ -251,12 +255,9 @@ def check(problem: Problem, made: Compiled, known: bool = False) -> None:
     if known:
         return compare_by_autograd(native_of(small, made), xs, us, compare)
     both = native_of(small, made), Eager(small)
-    expansions = [engine.expand(xs, us) for engine in both]
     compare("f", *(torch.as_tensor(engine.gaps(xs, us)) for engine in both))
     compare("cost", *(engine.total_cost(xs, us) for engine in both))
-    for name in ("fz", "lz", "lzz", "phix", "phixx"):
-        compare(name, *(getattr(expansion, name) for expansion in expansions))
-    compare("v . f_zz", *(stacked(engine, xs, us, vs) for engine in both))
+    compare_all_derivatives(*both, xs, us, vs, compare)
 
 
 def compare(name: str, ours: Tensor, theirs: Tensor) -> None:
@@ -273,8 +274,3 @@ def compare(name: str, ours: Tensor, theirs: Tensor) -> None:
             f"the compiled {name} differs from the eager one by "
             f"{float((ours - theirs).abs().max()):.1e}; this is a bug of the native engine"
         )
-
-
-def stacked(engine: Eager, xs: Tensor, us: Tensor, vs: Tensor) -> Tensor:
-    curvature = engine.curvature_along(xs, us, vs)
-    return torch.stack([curvature(t, vs[t + 1]) for t in range(len(us))])

@@ -22,6 +22,7 @@ struct Data {
   const Real* lower;  // (T, m) bounds of the controls; read by programs built with OCP_BOUNDS
   const Real* upper;
   char* work;         // ocp_work_bytes of them
+  Int slots;          // room for steps that `PMP` remembers, one more than it keeps; 0 for none
 };
 
 // What a generated function reads: each lane has its own stage and its own row of data.
@@ -88,13 +89,13 @@ OCP_FN void scatter(const V* values, Int width, const Int* row, int count, Real*
 template <class V>
 OCP_FN void gather(
     const Real* array, Int stages, Int lines, Int width, const Int* line, Array<V> values) {
-  for (Int t = 0; t < stages; ++t)
+  for (Int t = team_rank(); t < stages; t += team_size())
     gather(array + t * lines * width, width, line, values + t * width);
 }
 template <class V>
 OCP_FN void scatter(
     Array<V> values, Int stages, Int lines, Int width, const Int* line, int count, Real* array) {
-  for (Int t = 0; t < stages; ++t)
+  for (Int t = team_rank(); t < stages; t += team_size())
     scatter(values + t * width, width, line, count, array + t * lines * width);
 }
 // One lane from and to one line.

@@ -3,19 +3,25 @@
 // They are half of what there is to compile: with OCP_PART 1 a unit has nothing else, with 2 all
 // the rest, so that both compile at the same time; without it, one unit has both.
 //
-// With OCP_TABLE the second derivatives of f are computed by themselves, that many of them that are
-// not constant, and `Second` makes v . f_zz of them. Else those of a single problem with a tape
-// (OCP_DUAL) are computed sample by sample, the directions side by side: they are wanted one stage
-// after another.
+// With OCP_TABLE what v . f_zz is made of besides v is computed by itself, that many numbers, and
+// `Second` makes v . f_zz of them; of scalars only, in a call, where that is long (OCP_LONG). Else
+// those of a single problem with a tape (OCP_DUAL) are computed sample by sample, the directions
+// side by side: they are wanted one stage after another.
 #pragma once
+#include "block.h"
 #include "sweep.h"
 
 #if !defined(OCP_TABLE) || OCP_GRID
 #undef OCP_TABLE
+#undef OCP_LONG
 #define OCP_TABLE 0
+#define OCP_LONG 0
 #endif
 #ifndef OCP_DUAL
 #define OCP_DUAL 0
+#endif
+#ifndef OCP_INNER  // 1: the model itself is made of loops over vectors, see net.h
+#define OCP_INNER 0
 #endif
 #if OCP_SINGLE && OCP_DUAL && !OCP_TABLE && !OCP_GRID
 #define OCP_ALONG_Z 1
@@ -26,7 +32,6 @@
 namespace ocp {
 
 #if OCP_GRID
-typedef Real Wide;  // of each thread
 OCP_COLD void f_contracted(  // apart: most of what the sweep keeps in registers would give way to it
     const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H) {
 #if OCP_SECOND_ORDER
@@ -34,12 +39,13 @@ OCP_COLD void f_contracted(  // apart: most of what the sweep keeps in registers
 #endif
 }
 #else
-typedef Pack<Real, OCP_LANES> Wide;  // as many numbers as the machine computes at once
-
 void f_contracted(const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H);
 
 #if OCP_TABLE
 void f_second(const Wide* x, const Wide* u, const Context<Wide>& c, Wide* S);
+#endif
+#if OCP_LONG
+void f_combined(const Real* S, const Real* v, Real* H);
 #endif
 
 #if OCP_ALONG_Z  // of one sample
@@ -51,6 +57,9 @@ void f_contracted(const Real* x, const Real* u, const Context<Real>& c, const Re
 void f_second(const Wide* x, const Wide* u, const Context<Wide>& c, Wide* S) {
   Second::f_second(x, u, c, S);
 }
+#if OCP_LONG
+void f_combined(const Real* S, const Real* v, Real* H) { Second::f_combined(S, v, H); }
+#endif
 #endif
 #if OCP_ALONG_Z
 void f_contracted(const Real* x, const Real* u, const Context<Real>& c, const Real* v, Real* H) {
@@ -74,7 +83,17 @@ void f_contracted(const Wide* x, const Wide* u, const Context<Wide>& c, const Wi
 #if OCP_TABLE
   Wide S[OCP_TABLE];
   f_second(x, u, c, S);
+#if OCP_LONG
+  Real table[OCP_TABLE], along[n], out[d * d];
+  for (int l = 0; l < OCP_LANES; ++l) {
+    for (int i = 0; i < OCP_TABLE; ++i) table[i] = get(S[i], l);
+    for (int i = 0; i < n; ++i) along[i] = get(v[i], l);
+    f_combined(table, along, out);
+    for (int i = 0; i < d * d; ++i) set(H[i], l, out[i]);
+  }
+#else
   Second::f_combined(S, v, H);
+#endif
 #else
   Model::f_contracted(x, u, c, v, H);
 #endif

@@ -12,6 +12,7 @@ from ocp.engines.eager import Eager
 from ocp.engines.native import abi, grid
 from ocp.engines.native.compiled import Compiled
 from ocp.engines.native.engine import Native, address
+from ocp.engines.native.padded import Padded
 from ocp.problem import Problem, Stages
 
 
@@ -38,10 +39,18 @@ class Cuda(Native):
         need = self.integers(1)
         self.data_block.threads = 1
         self.library.launch("ocp_work_bytes", 1, [self.data_block, need.data_ptr()])
-        each = int(need)
-        count = grid.units(self.form, self.problem.batch, each, self.library.memory)
-        self.data_block.threads = count
-        return self.x0.new_empty(each * count, dtype=torch.uint8)
+        each, memory = int(need), self.library.memory
+        while True:
+            count = grid.units(self.form, self.problem.batch, each, memory)
+            try:
+                work = self.x0.new_empty(each * count, dtype=torch.uint8)
+            except torch.OutOfMemoryError as error:
+                if count == self.form.beside:
+                    raise torch.OutOfMemoryError(lacking(each, count, self.problem)) from error
+                memory = each * count // 2  # problems take turns
+            else:
+                self.data_block.threads = count
+                return work
 
     def begin(self, us: Stages, xs: Stages | None = None) -> Begun:
         return Eager.begin(self, us, xs)
@@ -54,5 +63,29 @@ class Cuda(Native):
         self.call("ocp_fill_rows", request, most)
         return most
 
+    def launch_wide(self, entry: str, blocks: int, *arguments: Any) -> None:
+        """A kernel for shared controls, which has its own work memory."""
+        self.library.launch(entry, blocks, [self.data_block, *arguments])
+
+    def iterate(self, state: Any, recipe: Recipe, most: int) -> Any:
+        """PMP is made of the pieces here: its memory is laid out for packs."""
+        return None if recipe.pairs is not None else super().iterate(state, recipe, most)
+
+    def of(self, us: Stages) -> Native | None:
+        """Work memory is the device's: no copies of problems for trials side by side."""
+        return self if self.fits(us) else None
+
     def prepare(self, recipe: Recipe, damping: float, steps: int, shift: int) -> None:
         """Calls set up beforehand save microseconds of Python: on the CPU alone."""
+
+
+def lacking(each: int, count: int, problem: Problem) -> str:
+    return (
+        f"no room on {problem.x0.device} for the work memory of the compiled program: "
+        f"{each * count:,} bytes for the {count} problems of one block, {each:,} for each of "
+        f"horizon {problem.horizon}. Free memory, shorten the horizon, or take engine='eager'."
+    )
+
+
+class PaddedCuda(Padded, Cuda):
+    """The same where sizes change with t."""

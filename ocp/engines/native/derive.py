@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ocp.engines.native.graph import MASKS, Graph
+from ocp.engines.native.graph import MASKS, NETWORK, Graph, tri_size
 from ocp.engines.native.values import Untraceable
 
 FLAT = MASKS | {"number", "sign", "floor", "stop"}  # no derivative passes
@@ -58,7 +58,8 @@ class Derivatives:
         return [list(row) for row in zip(*columns, strict=True)]
 
     def _reverse(self, outputs: Sequence[int]) -> list[list[int]]:
-        return [self.gradient([y], [self.graph.one]) for y in outputs]
+        with self.graph.zeros_vanish():
+            return [self._adjoints([y], [self.graph.one], last=True) for y in outputs]
 
     def _tangents(self, outputs: Sequence[int], j: int) -> list[int]:
         """Derivatives of the outputs along the j-th of wrt."""
@@ -76,6 +77,11 @@ class Derivatives:
                 systems[i] = self._solve_tangent(i, tangent)
             elif op == "matvec":
                 systems[i] = g.matvec(g.data[i], [tangent(a) for a in args])
+            elif op in NETWORK:
+                systems[i] = [
+                    g.sum(g.mul(c, of[a]) for c, a in row if of.get(a, g.zero) != g.zero)
+                    for row in network_rows(g, i)
+                ]
             elif op == "entry":
                 of[i] = systems[args[0]][g.data[i]]
             else:
@@ -86,7 +92,10 @@ class Derivatives:
                 )
         return [tangent(y) for y in outputs]
 
-    def _adjoints(self, outputs: Sequence[int], seeds: Sequence[int]) -> list[int]:
+    def _adjoints(
+        self, outputs: Sequence[int], seeds: Sequence[int], last: bool = False
+    ) -> list[int]:
+        """``last``: what comes out is not differentiated again."""
         g = self.graph
         of: dict[int, int] = {}
         systems: dict[int, dict[int, int]] = {}
@@ -108,15 +117,23 @@ class Derivatives:
                 systems.setdefault(args[0], {})[g.data[i]] = of[i]
             elif op == "solve":
                 self._solve_adjoint(i, systems[i], give)
-            elif op == "matvec":
-                given = [systems[i].get(r, g.zero) for r in range(g.data[i].rows)]
-                for a, amount in zip(args, g.matvec(g.data[i].transposed, given), strict=True):
+            elif op in ("matvec", "net"):
+                for a, amount in zip(args, self._block(i, systems[i], last), strict=True):
                     give(a, amount)
             else:
                 for k, a in enumerate(args):
                     if self.depends(a):
                         give(a, self._scaled(i, k, of[i]))
         return [of.get(leaf, g.zero) for leaf in self.wrt]
+
+    def _block(self, i: int, given: dict[int, int], last: bool) -> list[int]:
+        """Adjoints of the arguments of a product or network, from those of its entries."""
+        g = self.graph
+        if g.ops[i] == "net":
+            entries = range(len(g.data[i].net.outputs))
+            return network_adjoint(g, i, [given.get(r, g.zero) for r in entries], last)
+        weights = g.data[i]
+        return g.matvec(weights.transposed, [given.get(r, g.zero) for r in range(weights.rows)])
 
     def depends(self, node: int) -> int:
         """Bits of wrt that the node's derivative can see."""
@@ -171,7 +188,7 @@ class Derivatives:
         """d times the derivative of node i by its k-th argument."""
         g = self.graph
         op, args = g.ops[i], g.args[i]
-        if op == "add" or (op == "sub" and k == 0):
+        if op in ("add", "total") or (op == "sub" and k == 0):
             return d
         if op in ("sub", "neg"):
             return g.neg(d)
@@ -197,7 +214,8 @@ class Derivatives:
             shared = g.select(g.apply("eq", a, b), g.number(0.5), g.one)
             return g.select(lost, g.zero, shared)
         if op == "atan2":
-            recip = g.div(g.one, g.add(g.mul(a, a), g.mul(b, b)))
+            squares = g.add(g.mul(a, a), g.mul(b, b))
+            recip = g.select(g.apply("eq", squares, g.zero), g.zero, g.div(g.one, squares))
             return g.mul(b, recip) if k == 0 else g.neg(g.mul(a, recip))
         if op != "pow":
             raise Untraceable(op, "its derivative is not known to the native engine", "")
@@ -206,6 +224,43 @@ class Derivatives:
             return g.select(g.apply("eq", b, g.zero), g.zero, slope)
         at_zero = g.and_(g.apply("eq", a, g.zero), g.apply("le", g.zero, b))
         return g.select(at_zero, g.zero, g.mul(i, g.apply("log", a)))
+
+
+# -- networks -------------------------------------------------------------------------------------
+def network_rows(g: Graph, i: int) -> list[list[tuple[int, int]]]:
+    """Of each entry of a node about a network, (derivative, argument).
+
+    Raises:
+        Untraceable: the node is a second derivative, or a first one that was not to be
+            differentiated.
+    """
+    from ocp.engines.native.nets import results
+
+    call, args = g.data[i], g.args[i]
+    k, r = call.net.inputs, len(call.net.outputs)
+    J = results(g, "net_jacobian", call, args[:k])
+    if g.ops[i] == "net":
+        return [[(J[y * k + a], args[a]) for a in range(k)] for y in range(r)]
+    if g.ops[i] != "net_gradient":
+        raise Untraceable(g.ops[i], "its derivative is not known to the native engine", "")
+    H = results(g, "net_curvature", call, args)
+    at = lambda a, b: H[tri_size(max(a, b)) + min(a, b)]
+    return [
+        [(at(a, b), args[b]) for b in range(k)] + [(J[y * k + a], args[k + y]) for y in range(r)]
+        for a in range(k)
+    ]
+
+
+def network_adjoint(g: Graph, i: int, given: Sequence[int], last: bool) -> list[int]:
+    """Adjoints of a network's inputs, from those of its outputs; ``last``: see `_adjoints`."""
+    from ocp.engines.native.nets import results
+
+    call, args = g.data[i], g.args[i]
+    if not last:
+        return results(g, "net_gradient", call, (*args, *given))
+    k = len(args)
+    J = results(g, "net_jacobian", call, args)
+    return [g.sum(g.mul(w, J[y * k + a]) for y, w in enumerate(given)) for a in range(k)]
 
 
 # -- y = op(a): dy/da ----------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from ocp.engines.native.derive import Derivatives
-from ocp.engines.native.graph import Graph, Weights
+from ocp.engines.native.derive import Derivatives, network_rows
+from ocp.engines.native.graph import NETWORK, Graph, Weights
 
 COMBINE, ROW, MATVEC, END = range(4)  # instructions, see dual.h
 
@@ -97,6 +97,8 @@ class Lineariser:
                 self.systems[i] = self.solve(i)
             elif op == "matvec":
                 self.systems[i] = self.product(i)
+            elif op in NETWORK:
+                self.systems[i] = self.network(i)
             elif op == "entry":
                 self.forms[i] = self.systems[g.args[i][0]][g.data[i]]
             else:
@@ -141,6 +143,13 @@ class Lineariser:
             }
             for k in range(n)
         ]
+
+    def network(self, i: int) -> list[Terms]:
+        """Every result sees every argument: arguments have tangents of their own."""
+        for a in set(self.graph.args[i]):
+            if len(terms := self.forms.get(a, {})) > 1:
+                self.forms[a] = {self.stored(terms): self.graph.one}
+        return [self.total(row) for row in network_rows(self.graph, i)]
 
     def product(self, i: int) -> list[Terms]:
         g = self.graph

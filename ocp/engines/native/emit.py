@@ -7,8 +7,8 @@ is straight-line code for scalars or packs of them (``V``), with the functions o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -25,8 +25,10 @@ from ocp.engines.native.forms import (
     operations,
     tape_text,
 )
-from ocp.engines.native.graph import Graph, TooLarge, Weights
+from ocp.engines.native.graph import NETWORK, Graph, TooLarge, Weights
+from ocp.engines.native.net_text import Calls, Structs
 from ocp.engines.native.recorder import Recorder
+from ocp.engines.native.reroll import with_networks
 from ocp.engines.native.sources import Block, problem_numbers, shared_numbers
 from ocp.engines.native.surroundings import Surroundings
 from ocp.engines.native.trace import described, trace_numbers, trace_problem
@@ -42,12 +44,13 @@ LIMIT = 40_000  # scalar operations of all functions together
 #   acrobot     f_contracted      3 110   8.2 s  146 us    3.8 s  235 us
 #   quadrotor3d f_contracted      8 768   22  s  232 us    6.9 s  232 us
 #   quadrotor3d f_jacobian        3 000   6.9 s  106 us    5.2 s  132 us
-SCALAR = 2_000
+SCALAR = 2_500
 FUNCTIONS = frozenset(
     ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "exp", "expm1", "log")
 ) | {"log1p", "erf", "atan2", "pow", "sigmoid", "asinh", "acosh", "atanh"}  # long where inlined
 CALLED = 100  # calls of them from which a function of the program does not inline any
 APART = 150  # nodes of a function that is compiled once for all its calls
+SPARING = 3_000  # nodes of a function from which registers decide on the order of statements
 MANY = 200  # zeros of an output that are written by a loop
 CREATED = 10  # times the limit: nodes that may be made on the way
 
@@ -77,6 +80,7 @@ class Program:
         par: sources of the shared numbers, in order of first use.
         dat: sources of the per-problem numbers.
         graph, functions: the expressions behind the text, and their forms.
+        values: of those the ones of f, l and phi; none where they differ by stage.
         surroundings: what the functions see; `stale` asks it.
     """
 
@@ -87,6 +91,7 @@ class Program:
     graph: Graph
     functions: dict[str, Function]
     surroundings: Surroundings
+    values: dict[str, list[int]] = field(default_factory=dict)
 
     def stale(self) -> str | None:
         """A Python number that the functions see and that is not what it was: trace anew."""
@@ -124,12 +129,13 @@ def model(problem: Problem, limit: int = LIMIT, scalar: int | None = None) -> Pr
         raise Untraceable("problem", "of shared controls, the samples are compiled: `rows_of`", "")
     n, m = problem.state_dims[0], problem.control_dims[0]
     recorder = Recorder(problem.x0.dtype, problem.horizon, CREATED * limit, described, problem)
-    values = trace_problem(problem, recorder)
+    values = {k: v.tolist() for k, v in trace_problem(problem, recorder).items()}
     g = recorder.graph
     made: dict[str, Function] = {}
     nodes: dict[str, int] = {}
     try:
-        for name, plain, matrix in functions(g, {k: v.tolist() for k, v in values.items()}, n, m):
+        roots = with_networks(g, values)
+        for name, plain, matrix in functions(g, roots, n, m):
             made[name] = choose(g, plain, matrix, SCALAR if scalar is None else scalar)
             nodes[name] = operations(g, all_ids(made[name].outputs))
             if sum(nodes.values()) > limit:
@@ -139,20 +145,23 @@ def model(problem: Problem, limit: int = LIMIT, scalar: int | None = None) -> Pr
         raise Untraceable("problem", f"{error} on the way, {limit} are allowed", "") from error
     text = model_text(g, made, n, m, recorder.shared.places(), recorder.data.places())
     if problem.batch == 1 and scalar is None:
-        found = second.table(g, values["f"].tolist(), n, m)
-        text += second_text(Writer(g, recorder.shared.places(), recorder.data.places()), *found)
+        found = second.table(g, values["f"], n, m)
+        text += second_text(Writer(g, recorder.shared.places(), recorder.data.places()), found)
     recorder.surroundings.settle()
-    return Program(text, nodes, recorder.shared, recorder.data, g, made, recorder.surroundings)
+    return Program(
+        text, nodes, recorder.shared, recorder.data, g, made, recorder.surroundings, values
+    )
 
 
-def second_text(writer: Writer, entries: list[int], combined: list[int]) -> str:
+def second_text(writer: Writer, split: second.Split) -> str:
     """``struct Second``, see the module second; nothing without entries."""
-    if not entries:
+    if not split.entries:
         return ""
-    text = f"#define OCP_TABLE {len(entries)}\nstruct Second {{\n"
-    text += writer.function("f_second", SIGNATURES["f"], [Output("S", entries)])
-    parts = writer.function("f_combined", "const V* S, const V* v", [Output("H", combined)], False)
-    return text + parts + "};\n"
+    long = int(operations(writer.graph, split.combined) > APART)
+    text = f"#define OCP_TABLE {len(split.entries)}\n#define OCP_LONG {long}\nstruct Second {{\n"
+    text += writer.function("f_second", SIGNATURES["f"], [Output("S", split.entries)])
+    H = [Output("H", split.combined)]
+    return text + writer.function("f_combined", "const V* S, const V* v", H, False) + "};\n"
 
 
 def model_text(
@@ -167,8 +176,14 @@ def model_text(
         else:
             text += writer.function(f"{name}_parts", SIGNATURES[name], function.outputs)
             text += tape_text(name, SIGNATURES[name], function, par)
-    dual = int(made["f_contracted"].tape is not None)
-    return f"#define OCP_DUAL {dual}\n" + text + "};\n"
+    second = made["f_contracted"]
+    dual = int(second.tape is not None or has_networks(g, second))  # SIMD within one sample
+    settings = f"#define OCP_DUAL {dual}\n#define OCP_INNER {int(has_networks(g, made['f']))}\n"
+    return settings + writer.structs.text(writer) + text + "};\n"
+
+
+def has_networks(g: Graph, function: Function) -> bool:
+    return any(g.ops[i] in NETWORK for i in g.reachable(all_ids(function.outputs)))
 
 
 SIGNATURES = {
@@ -249,59 +264,87 @@ def example_record(trials: int, dtype: torch.dtype) -> Record:
 
 
 # -- text ----------------------------------------------------------------------------------------
+def missing(g: Graph, root: int, known: Container[int]) -> list[int]:
+    """What a node is made of beside what is known, and it: arguments first, depth first."""
+    order: dict[int, None] = {}
+    stack = [root]
+    while stack:
+        i = stack[-1]
+        wanted = [a for a in g.args[i] if a not in known and a not in order]
+        if i in known or i in order or not wanted:
+            stack.pop()
+            if i not in known:
+                order[i] = None
+        else:
+            stack.append(wanted[0])
+    return list(order)
+
+
 class Writer:
     """Writes functions of the graph; ``par`` and ``dat``: where each source begins."""
 
     def __init__(self, graph: Graph, par: Sequence[int], dat: Sequence[int]) -> None:
         self.graph = graph
         self.bases = {"par": par, "dat": dat}
+        self.structs = Structs()
 
     def function(
         self, name: str, arguments: str, outputs: Sequence[Output], context: bool = True
     ) -> str:
-        """A member function template with all statements, in topological order."""
+        """A member function template; arrays of outputs and arguments do not overlap.
+
+        Statements are in the order in which they were thought of, which has independent ones side
+        by side. Of a long function there are more than registers hold: there each output is stored
+        as soon as what it is made of is there.
+        """
+        g = self.graph
         targets = ", ".join(f"V* {o.name}" for o in outputs)
         head = "template <class V, class C>" if context else "template <class V>"
-        order = self.graph.reachable(all_ids(outputs))
+        order = g.reachable(all_ids(outputs))
         kind = "OCP_APART" if len(order) > APART else "OCP_FN"
         lines = [f"  {head} {kind} void {name}({arguments}, {targets}) {{"]
         unused = [a.split()[-1].lstrip("*&") for a in arguments.split(", ")]
         lines.append("    " + " ".join(f"(void){a};" for a in unused))
+        prefix = "apart::" if sum(g.ops[i] in FUNCTIONS for i in order) > CALLED else ""
         names: dict[int, str] = {}
-        count = 0
-        calls = sum(self.graph.ops[i] in FUNCTIONS for i in order)
-        prefix = "apart::" if calls > CALLED else ""
-        for i in order:
-            op, args = self.graph.ops[i], self.graph.args[i]
-            if op == "number":
-                names[i] = number(self.graph.data[i])
-            elif op == "stop":
-                names[i] = names[args[0]]
-            elif op == "entry":
-                names[i] = f"{names[args[0]]}[{self.graph.data[i]}]"
-            elif op == "matvec":
-                names[i] = f"a{count}"
-                count += 1
-                lines += self._product(names[i], self.graph.data[i], [names[a] for a in args])
-            else:
-                names[i] = f"a{count}"
-                count += 1
-                kind = "auto" if self.graph.is_mask(i) else "V"
-                text = self._expression(i, [names[a] for a in args])
-                if op in FUNCTIONS:
-                    text = CALL.sub(prefix + r"\1(", text)
-                lines.append(f"    const {kind} {names[i]} = {text};")
+        nets = Calls(g, order, self.structs, self.bases["par"])
+        for a in order if len(order) <= SPARING else []:
+            lines += self._statement(a, names, prefix, nets)
         for o in outputs:
-            lines += self._stores(o, names)
+            many = sum(i == g.zero for i in o.ids) >= MANY  # assignments that take time to compile
+            if many:
+                lines.append(f"    for (int k = 0; k < {len(o.ids)}; ++k) {o.name}[k] = V(0.0);")
+            for k, i in enumerate(o.ids):
+                if many and i == g.zero:
+                    continue
+                for a in missing(g, i, names):
+                    lines += self._statement(a, names, prefix, nets)
+                lines.append(f"    {o.name}[{k}] = {names[i]};")
         return "\n".join([*lines, "  }", ""])
 
-    def _stores(self, o: Output, names: dict[int, str]) -> list[str]:
-        """Zeros by a loop where they are many: an assignment each costs time to compile."""
-        filled = [k for k, i in enumerate(o.ids) if i != self.graph.zero]
-        if len(o.ids) - len(filled) < MANY:
-            return [f"    {o.name}[{k}] = {names[i]};" for k, i in enumerate(o.ids)]
-        loop = f"    for (int k = 0; k < {len(o.ids)}; ++k) {o.name}[k] = V(0.0);"
-        return [loop, *(f"    {o.name}[{k}] = {names[o.ids[k]]};" for k in filled)]
+    def _statement(self, i: int, names: dict[int, str], prefix: str, nets: Calls) -> list[str]:
+        """Names a node; what defines it, if anything is needed."""
+        op, data = self.graph.ops[i], self.graph.data[i]
+        args = [names[a] for a in self.graph.args[i]]
+        if op == "number":
+            names[i] = number(data)
+        elif op == "stop":
+            names[i] = args[0]
+        elif op == "entry":
+            names[i] = f"{args[0]}[{data}]"
+        elif op in NETWORK:
+            names[i], made = nets.lines(i, args)
+            return [f"    {line}" for line in made]
+        else:
+            names[i] = f"a{len(names)}"
+            if op == "matvec":
+                return self._product(names[i], data, args)
+            kind = "auto" if self.graph.is_mask(i) else "V"
+            text = self._expression(i, args)
+            if op in FUNCTIONS:
+                text = CALL.sub(prefix + r"\1(", text)
+            return [f"    const {kind} {names[i]} = {text};"]
+        return []
 
     def _product(self, name: str, w: Weights, x: list[str]) -> list[str]:
         sizes = f"{w.rows}, {w.columns}, {w.row_step}, {w.column_step}"
@@ -320,6 +363,8 @@ class Writer:
             return f"{args[0]} {INFIX[op]} {args[1]}"
         if op in COMPOSED:
             return COMPOSED[op].format(*args)
+        if op == "total":
+            return " + ".join(args)
         if op == "amax":
             text = args[0]
             for a in args[1:]:

@@ -6,7 +6,7 @@ import functools
 import threading
 from ctypes import Structure, addressof, byref
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -14,11 +14,12 @@ from torch import Tensor
 from ocp.engines.base import Appraisal, Begun, Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
 from ocp.engines.eager import Eager
 from ocp.engines.native import abi
-from ocp.engines.native.compiled import Compiled, compiled_for, forget
+from ocp.engines.native.compiled import Compiled, Refused, compiled_for, forget
 from ocp.engines.native.sources import Changed
 from ocp.problem import Problem, Stages
 
 if TYPE_CHECKING:
+    from ocp.engines.native.hamiltonians import Hamiltonians
     from ocp.engines.native.prepared import Prepared
 
 INT = torch.int64
@@ -32,7 +33,8 @@ class Native(Eager):
 
     def __init__(self, problem: Problem, compiled: Compiled) -> None:
         super().__init__(problem)
-        self.library: Any = compiled.library
+        self.compiled, self.library = compiled, cast(Any, compiled.library)
+        self._copies: dict[int, Native] = {}
         self.info, self.program = compiled.info, compiled.program
         T, B = problem.horizon, problem.batch
         # Arrays whose addresses `data` holds: they live as long as it does.
@@ -100,6 +102,24 @@ class Native(Eager):
         of them, which few methods have, are left to the eager engine."""
         return isinstance(us, Tensor) and us.ndim == 3 and us.shape[1] == self.problem.batch
 
+    def of(self, us: Stages) -> Native | None:
+        """The engine for lines (T, L, m): this, or for L = k B that of k copies of its problems."""
+        if self.fits(us):
+            return self
+        B = self.problem.batch
+        whole = isinstance(us, Tensor) and us.ndim == 3 and us.shape[1] % B == 0
+        return self.copies(us.shape[1] // B) if whole and isinstance(us, Tensor) else None
+
+    def copies(self, times: int) -> Native:
+        """The engine of all problems, copy by copy."""
+        if times not in self._copies:
+            problem, B = self.problem, self.problem.batch
+            tiled = lambda v: v.repeat(times, *[1] * (v.ndim - 1))
+            own = {k: tiled(v) for k, v in problem.per_problem.items()}
+            many = problem.replace(x0=tiled(problem.x0.reshape(B, -1)), per_problem=own, goal=None)
+            self._copies[times] = native_of(many, self.compiled)
+        return self._copies[times]
+
     @property
     def sizes(self) -> tuple[int, int, int, int]:
         return self.problem.horizon, self.problem.batch, self.info.n, self.info.m
@@ -127,8 +147,9 @@ class Native(Eager):
         return xs
 
     def gaps(self, xs: Stages, us: Stages) -> Stages:
-        if not self.fits(us):
-            return super().gaps(xs, us)
+        engine = self.of(us)
+        if engine is not self:
+            return super().gaps(xs, us) if engine is None else engine.gaps(xs, us)
         T, B, n, _ = self.sizes
         gaps = self.new(T, B, n)
         self.call("ocp_gaps", dense(xs), dense(us), gaps)
@@ -141,8 +162,9 @@ class Native(Eager):
         return cost
 
     def expand(self, xs: Stages, us: Stages) -> Expansion:
-        if not self.fits(us):
-            return super().expand(xs, us)
+        engine = self.of(us)
+        if engine is not self:
+            return super().expand(xs, us) if engine is None else engine.expand(xs, us)
         T, B, n, m = self.sizes
         d = n + m
         parts = self.new(T, B, n, d), self.new(T, B, d), self.new(T, B, d, d)
@@ -235,6 +257,9 @@ class Native(Eager):
         self, xs: Stages, us: Stages, gaps: Stages | None, policy: Policy, step_sizes: Tensor
     ) -> Trials:
         if not self.fits(policy.k):
+            k, alone = policy.k, policy.K is None and gaps is None and self.compiled.form is None
+            if alone and isinstance(k, Tensor) and k.ndim == 4:
+                return self._follow_own(dense(us), k, step_sizes)
             return super().follow(xs, us, gaps, policy, step_sizes)
         T, B, n, m = self.sizes
         A = step_sizes.shape[0]
@@ -245,11 +270,42 @@ class Native(Eager):
         self.call("ocp_follow", abi.FollowCall(*pointers))
         return Trials(*out)
 
+    def _follow_own(self, us: Tensor, k: Tensor, step_sizes: Tensor) -> Trials:
+        """Each step size has its direction, k (T, A, B, m); controls are then known ahead."""
+        A = len(step_sizes)
+        trials = us[:, None] + step_sizes[:, None, None] * k
+        lower, upper = self.held[2:]
+        if lower is not None and upper is not None:
+            lo, hi = lower[:, None, None], upper[:, None, None]
+            trials = torch.minimum(torch.maximum(trials, lo), hi)
+        lines, many = trials.flatten(1, 2), self.copies(A)
+        xs = dense(many.rollout(lines))
+        split = lambda v: v.unflatten(-2, (A, -1))
+        return Trials(split(xs), trials, many.total_cost(xs, lines).unflatten(0, (A, -1)))
+
+    def hamiltonian(self, augmented: bool) -> Hamiltonians | None:
+        from ocp.engines import warn_once
+        from ocp.engines.native.hamiltonians import compiled_for
+
+        try:
+            return compiled_for(self, augmented)
+        except Refused as error:
+            warn_once(f"{self.problem.name or 'the problem'}: {error}")
+            return None
+
+    def boundary(self, expansion: Expansion, curvature: SecondOrder, *rhs: Stages) -> Any:
+        from ocp.engines.native.boundary import correction
+
+        if not self.problem.uniform or self.compiled.form is not None or curvature.table is None:
+            return None
+        return correction(expansion, curvature.table, *map(torch.as_tensor, rhs))
+
     # -- whole iterations ----------------------------------------------------------------------
     def iterate(self, state: Any, recipe: Recipe, most: int) -> Any:
-        """The loop of iLQR and DDP in one call; the decisions are the compiled `decide`."""
+        """The loop in one call; the decisions are the compiled `decide`."""
         if recipe.trials != self.info.trials:
             return None
+        descent = recipe.pairs is not None
         T, B, n, m = self.sizes
         copies = [dense(v).clone() for v in (state.xs, state.us)]
         gaps = None if state.gaps is None else dense(state.gaps).clone()
@@ -259,10 +315,13 @@ class Native(Eager):
         limits, sizes = recipe_numbers(recipe, self.x0.dtype, self.x0.device)
         taken, handed = self.integers(2, B).unbind()
         before = state.feedback  # of problems that do not run any more
-        K = self.x0.new_zeros(T, B, m, n) if before is None else dense(before).clone()
-        arrays = (*copies, gaps, reals, counts, rows, taken, handed, limits, K)
-        modes = recipe.second_order, int(recipe.on_state)
-        request = abi.Iterate(most, *modes, address(sizes), *map(address, arrays))
+        K = None if before is None else dense(before).clone()
+        K = self.x0.new_zeros(T, B, m, n) if K is None and not descent else K
+        memory = self.remembering(state.memory, recipe.pairs)
+        arrays = (*copies, gaps, reals, counts, rows, taken, handed, limits, K, memory)
+        modes = abi.DESCENT if descent else recipe.second_order, int(recipe.on_state)
+        fresh = int(state.memory is None)
+        request = abi.Iterate(most, *modes, address(sizes), *map(address, arrays), fresh)
         steps = self.iterations(request, taken)
         if steps == 0:
             return None
@@ -275,12 +334,25 @@ class Native(Eager):
             gaps = None
         xs, us = copies
         rows_now = (*state.rows, {**block, **flags})
-        return state._replace(xs=xs, us=us, gaps=gaps, feedback=K, rows=rows_now, **numbers)
+        kept = {"feedback": K, "memory": memory, "rows": rows_now}
+        return state._replace(xs=xs, us=us, gaps=gaps, **kept, **numbers)
+
+    def remembering(self, memory: Tensor | None, pairs: int | None) -> Tensor | None:
+        """A copy of the memory of PMP (3 + 2 pairs, B, T m), zero at first, and room to work on it;
+        None for methods without."""
+        if pairs is None:
+            return None
+        if self.data_block.slots != pairs + 1:
+            self.data_block.slots, self.work = pairs + 1, None
+        if memory is not None:
+            return memory.contiguous().clone()
+        T, B, _, m = self.sizes
+        return self.new(3 + 2 * pairs, B, T * m).zero_()
 
     def prepare(self, recipe: Recipe, damping: float, steps: int, shift: int) -> Prepared | None:
         from ocp.engines.native.prepared import Prepared
 
-        known = recipe.trials == self.info.trials
+        known = recipe.trials == self.info.trials and recipe.pairs is None
         return Prepared(self, self.program, recipe, damping, steps, shift) if known else None
 
 
@@ -307,9 +379,9 @@ def engine_of(problem: Problem, compiled: Compiled) -> Eager:
 
 def native_of(problem: Problem, compiled: Compiled) -> Native:
     if compiled.form is not None:
-        from ocp.engines.native.cuda import Cuda
+        from ocp.engines.native.cuda import Cuda, PaddedCuda
 
-        return Cuda(problem, compiled)
+        return (Cuda if problem.uniform else PaddedCuda)(problem, compiled)
     from ocp.engines.native.padded import Padded
 
     return (Native if problem.uniform else Padded)(problem, compiled)

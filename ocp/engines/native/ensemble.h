@@ -3,7 +3,8 @@
 // Its dynamics are block diagonal but for the control, which the sweep makes use of: with N = S n,
 // a stage costs N^2 (2 n + 3 m) multiplications and no matrix of it is ever made. Arrays have the
 // sample innermost, padded with zeros to whole packs (`width`), so that packs hold samples.
-// Needs a program for batches: `Data::B` is S.
+// Needs a program for batches: `Data::B` is S. On a GPU a pack is one number, and the threads of a
+// block share out samples, or rows of V_xx, between barriers; what is small, all of them compute.
 #pragma once
 #include "group.h"
 
@@ -42,6 +43,26 @@ OCP_FN Real sum_lanes(const Wide& a) {
   return sum;
 }
 
+// body(r) for the packs of samples, body(s, i) for the rows of N, shared out; ends at a barrier.
+template <class Body> OCP_FN void each_pack(Int width, Body body) {
+  for (Int r = block_rank() * OCP_LANES; r < width; r += block_size() * OCP_LANES) body(r);
+  block_sync();
+}
+template <class Body> OCP_FN void each_row(Int S, Body body) {
+  for (Int a = block_rank(); a < S * n; a += block_size()) body(a / n, int(a % n));
+  block_sync();
+}
+template <class Body> OCP_FN void each_number(Int count, Body body) {
+  for (Int i = block_rank(); i < count; i += block_size()) body(i);
+  block_sync();
+}
+OCP_FN Real total(const Wide& own) { return block_sum(sum_lanes(own)); }
+
+OCP_FN Real* begin_of(Real* array) { return array; }
+#if OCP_GRID
+OCP_FN Real* begin_of(const Array<Real>& array) { return array.first; }
+#endif
+
 struct Ensemble {
   const Data* data;
   Int S, width;
@@ -58,7 +79,7 @@ struct Ensemble {
     width = (S + OCP_LANES - 1) / OCP_LANES * OCP_LANES;
     Real** pieces[] = {&F, &g, &H, &x, &p, &q, &xx, &vu, &ux, &K, &R};
     const Int sizes[] = {n * d, d, tri_size(d), n, n, n, S * n * n, m * n, m * n, m * n, m * n};
-    for (int i = 0; i < 11; ++i) *pieces[i] = arena.take<Real>(sizes[i] * width);
+    for (int i = 0; i < 11; ++i) *pieces[i] = begin_of(arena.take<Real>(sizes[i] * width));
     residue = Wide(0);
   }
   OCP_METHOD Wide at(const Real* array, Int row, Int r) const {
@@ -79,9 +100,9 @@ OCP_FN void clear_rest(Wide* values, int size, int count) {
 // -- the model of a stage -------------------------------------------------------------------------
 OCP_FN void begin(const EnsembleSweep& call, Ensemble& e) {
   const Wide share = Wide(1.0 / double(e.S));
-  for (Int i = 0; i < e.S * n * n * e.width; ++i) e.xx[i] = 0;
-  for (Int i = 0; i < m * n * e.width; ++i) e.vu[i] = 0;
-  for (Int r = 0; r < e.width; r += OCP_LANES) {
+  each_number(e.S * n * n * e.width, [&](Int i) { e.xx[i] = 0; });
+  each_number(m * n * e.width, [&](Int i) { e.vu[i] = 0; });
+  each_pack(e.width, [&](Int r) {
     Wide at_x[n], gradient[n], H[n * n];
     const Block block = e.block(e.data->T, r);
     gather(call.xs, n, block.row, at_x);
@@ -96,12 +117,12 @@ OCP_FN void begin(const EnsembleSweep& call, Ensemble& e) {
     for (int l = 0; l < block.count; ++l)
       for (int i = 0; i < n * n; ++i)
         e.xx[((r + l) * n * n + i) * e.width + r + l] = get(H[i] * share, l);
-  }
+  });
 }
 
 OCP_FN void expand(const EnsembleSweep& call, Int t, Ensemble& e) {
   const Wide share = Wide(1.0 / double(e.S));
-  for (Int r = 0; r < e.width; r += OCP_LANES) {
+  each_pack(e.width, [&](Int r) {
     Wide at_x[n], at_u[m], along[n], curved[d * d];
     Stage<Wide> s;
     const Block block = e.block(t, r);
@@ -122,7 +143,7 @@ OCP_FN void expand(const EnsembleSweep& call, Int t, Ensemble& e) {
     for (int i = 0; i < n * d; ++i) e.put(e.F, i, r, s.F[i]);
     for (int i = 0; i < d; ++i) e.put(e.g, i, r, s.g[i]);
     for (int i = 0; i < tri_size(d); ++i) e.put(e.H, i, r, s.H[i]);
-  }
+  });
 }
 
 // -- one stage of the recursion -------------------------------------------------------------------
@@ -136,55 +157,54 @@ OCP_FN Real times(const Ensemble& e, Int s, int i, const Real* y) {
 
 OCP_FN void cross_gap(const Real* gap, Ensemble& e, Promise<Real>& promise) {
   Real *y = e.R, *moved = e.q;  // both are free
-  for (Int i = 0; i < n * e.width; ++i) y[i] = 0;
-  for (Int s = 0; s < e.S; ++s)
-    for (int i = 0; i < n; ++i) y[i * e.width + s] = gap[s * n + i];
-  for (Int s = 0; s < e.S; ++s)
-    for (int i = 0; i < n; ++i) moved[i * e.width + s] = times(e, s, i, y);
-  for (Int s = 0; s < e.S; ++s)
-    for (int i = 0; i < n; ++i) {
-      const Int at = i * e.width + s;
-      promise.change += y[at] * (e.x[at] + moved[at] * Real(0.5));
-      promise.slope += y[at] * e.p[at];
-      e.x[at] += moved[at];
-    }
+  each_number(n * e.width, [&](Int i) { y[i] = 0; });
+  each_row(e.S, [&](Int s, int i) { y[i * e.width + s] = gap[s * n + i]; });
+  each_row(e.S, [&](Int s, int i) { moved[i * e.width + s] = times(e, s, i, y); });
+  Real change = 0, slope = 0;
+  each_row(e.S, [&](Int s, int i) {
+    const Int at = i * e.width + s;
+    change += y[at] * (e.x[at] + moved[at] * Real(0.5));
+    slope += y[at] * e.p[at];
+    e.x[at] += moved[at];
+  });
+  promise.change += block_sum(change);
+  promise.slope += block_sum(slope);
 }
 
 // xx becomes l_xx + f_x' V_xx f_x, and vu V_xx f_u.
 OCP_FN void curve(Ensemble& e) {
-  for (Int s = 0; s < e.S; ++s) {
+  each_row(e.S, [&](Int s, int i) {
+    Real* V = e.xx + s * n * n * e.width;
+    Wide sums[m], v[n];
+    for (int a = 0; a < m; ++a) sums[a] = Wide(0);
+    for (Int r = 0; r < e.width; r += OCP_LANES) {
+      for (int k = 0; k < n; ++k) v[k] = e.at(V, i * n + k, r);
+      for (int j = 0; j < d; ++j) {
+        Wide sum = v[0] * e.at(e.F, j, r);
+        OCP_UNROLL
+        for (int k = 1; k < n; ++k) sum += v[k] * e.at(e.F, k * d + j, r);
+        if (j < n) e.put(V, i * n + j, r, sum);
+        else sums[j - n] += sum;
+      }
+    }
+    for (int a = 0; a < m; ++a) e.vu[(a * n + i) * e.width + s] = sum_lanes(sums[a]);
+  });
+  each_row(e.S, [&](Int s, int j) {
     Real *V = e.xx + s * n * n * e.width, own[n * n];
     for (int i = 0; i < n * n; ++i) own[i] = e.F[(i / n * d + i % n) * e.width + s];
-    for (int i = 0; i < n; ++i) {
-      Wide sums[m], v[n];
-      for (int a = 0; a < m; ++a) sums[a] = Wide(0);
-      for (Int r = 0; r < e.width; r += OCP_LANES) {
-        for (int k = 0; k < n; ++k) v[k] = e.at(V, i * n + k, r);
-        for (int j = 0; j < d; ++j) {
-          Wide sum = v[0] * e.at(e.F, j, r);
-          OCP_UNROLL
-          for (int k = 1; k < n; ++k) sum += v[k] * e.at(e.F, k * d + j, r);
-          if (j < n) e.put(V, i * n + j, r, sum);
-          else sums[j - n] += sum;
-        }
+    for (Int r = 0; r < e.width; r += OCP_LANES) {
+      Wide v[n];
+      for (int k = 0; k < n; ++k) v[k] = e.at(V, k * n + j, r);
+      for (int i = 0; i < n; ++i) {
+        Wide sum = Wide(own[i]) * v[0];
+        OCP_UNROLL
+        for (int k = 1; k < n; ++k) sum += Wide(own[k * n + i]) * v[k];
+        e.put(V, i * n + j, r, sum);
       }
-      for (int a = 0; a < m; ++a) e.vu[(a * n + i) * e.width + s] = sum_lanes(sums[a]);
     }
-    for (int j = 0; j < n; ++j)
-      for (Int r = 0; r < e.width; r += OCP_LANES) {
-        Wide v[n];
-        for (int k = 0; k < n; ++k) v[k] = e.at(V, k * n + j, r);
-        for (int i = 0; i < n; ++i) {
-          Wide sum = Wide(own[i]) * v[0];
-          OCP_UNROLL
-          for (int k = 1; k < n; ++k) sum += Wide(own[k * n + i]) * v[k];
-          e.put(V, i * n + j, r, sum);
-        }
-      }
     for (int i = 0; i < n; ++i)
-      for (int j = 0; j < n; ++j)
-        V[(i * n + j) * e.width + s] += e.H[sym(i, j) * e.width + s];
-  }
+      V[(i * n + j) * e.width + s] += e.H[sym(i, j) * e.width + s];
+  });
 }
 
 // The derivatives of Q by u, of one stage.
@@ -197,7 +217,7 @@ OCP_FN Controls gather_controls(Ensemble& e) {
   Wide uu[tri_size(m)], u[m], along[m];
   for (int i = 0; i < tri_size(m); ++i) uu[i] = Wide(0);
   for (int a = 0; a < m; ++a) u[a] = along[a] = Wide(0);
-  for (Int r = 0; r < e.width; r += OCP_LANES) {
+  each_pack(e.width, [&](Int r) {
     Wide q[d], p[d];
     for (int i = 0; i < d; ++i) q[i] = p[i] = e.at(e.g, i, r);
     for (int k = 0; k < n; ++k)
@@ -222,23 +242,23 @@ OCP_FN Controls gather_controls(Ensemble& e) {
           uu[tri(a, b)] += e.at(e.vu, a * n + k, r) * e.at(e.F, k * d + n + b, r);
       }
     }
-  }
+  });
   Controls c;
-  for (int i = 0; i < tri_size(m); ++i) c.uu[i] = sum_lanes(uu[i]);
-  for (int a = 0; a < m; ++a) c.u[a] = sum_lanes(u[a]), c.along[a] = sum_lanes(along[a]);
+  for (int i = 0; i < tri_size(m); ++i) c.uu[i] = total(uu[i]);
+  for (int a = 0; a < m; ++a) c.u[a] = total(u[a]), c.along[a] = total(along[a]);
   return c;
 }
 
 // Adds the damping to uu, and puts the damped Q_ux into K.
 OCP_FN void regularise(Ensemble& e, Real damping, bool on_state, Real* uu) {
-  for (Int i = 0; i < m * n * e.width; ++i) e.K[i] = e.ux[i];
+  each_number(m * n * e.width, [&](Int i) { e.K[i] = e.ux[i]; });
   if (!on_state) {
     for (int a = 0; a < m; ++a) uu[tri(a, a)] += damping;
     return;
   }
   Wide sums[tri_size(m)];
   for (int i = 0; i < tri_size(m); ++i) sums[i] = Wide(0);
-  for (Int r = 0; r < e.width; r += OCP_LANES)
+  each_pack(e.width, [&](Int r) {
     for (int k = 0; k < n; ++k)
       for (int a = 0; a < m; ++a) {
         const Wide scaled = Wide(damping) * e.at(e.F, k * d + n + a, r);
@@ -246,7 +266,8 @@ OCP_FN void regularise(Ensemble& e, Real damping, bool on_state, Real* uu) {
           e.put(e.K, a * n + j, r, e.at(e.K, a * n + j, r) + scaled * e.at(e.F, k * d + j, r));
         for (int b = 0; b <= a; ++b) sums[tri(a, b)] += scaled * e.at(e.F, k * d + n + b, r);
       }
-  for (int i = 0; i < tri_size(m); ++i) uu[i] += sum_lanes(sums[i]);
+  });
+  for (int i = 0; i < tri_size(m); ++i) uu[i] += total(sums[i]);
 }
 
 // k and K; false where Q_uu is not positive definite on the free controls, k and K are then 0.
@@ -270,13 +291,14 @@ OCP_FN bool gains(
   for (int i = 0; i < tri_size(m); ++i) wide.L[i] = Wide(f.L[i]);
   for (int a = 0; a < m; ++a) wide.inverse[a] = Wide(f.inverse[a]);
   for (int a = 0; a < m; ++a) k[a] = definite ? k[a] : Real(0);
-  for (int j = 0; j < n; ++j)
-    for (Int r = 0; r < e.width; r += OCP_LANES) {
+  each_pack(e.width, [&](Int r) {
+    for (int j = 0; j < n; ++j) {
       Wide b[m];
       for (int a = 0; a < m; ++a) b[a] = free[a] ? e.at(e.K, a * n + j, r) : Wide(0);
       solve_negative<m>(wide, b);
       for (int a = 0; a < m; ++a) e.put(e.K, a * n + j, r, definite ? b[a] : Wide(0));
     }
+  });
   return definite;
 }
 
@@ -290,8 +312,8 @@ OCP_FN void value_of(const Controls& c, const Real* k, Ensemble& e, Promise<Real
     promise.slope += k[a] * c.along[a];
     uuk[a] = sum + c.u[a];
   }
-  for (int j = 0; j < n; ++j)
-    for (Int r = 0; r < e.width; r += OCP_LANES) {
+  each_pack(e.width, [&](Int r) {
+    for (int j = 0; j < n; ++j) {
       Wide x = e.at(e.q, j, r), p = e.at(e.p, j, r);
       for (int a = 0; a < m; ++a) {
         const Wide gain = e.at(e.K, a * n + j, r), ux = e.at(e.ux, a * n + j, r);
@@ -304,41 +326,41 @@ OCP_FN void value_of(const Controls& c, const Real* k, Ensemble& e, Promise<Real
       e.put(e.x, j, r, x);
       e.put(e.p, j, r, p);
     }
-  for (Int s = 0; s < e.S; ++s)
-    for (int i = 0; i < n; ++i) {
-      Wide gain[m], ux[m];
-      for (int a = 0; a < m; ++a) gain[a] = Wide(e.K[(a * n + i) * e.width + s]);
-      for (int a = 0; a < m; ++a) ux[a] = Wide(e.ux[(a * n + i) * e.width + s]);
-      Real* row = e.xx + (s * n + i) * n * e.width;
-      for (int j = 0; j < n; ++j)
-        for (Int r = 0; r < e.width; r += OCP_LANES) {
-          Wide sum = e.at(row, j, r);
-          for (int a = 0; a < m; ++a)
-            sum += gain[a] * e.at(e.R, a * n + j, r) + ux[a] * e.at(e.K, a * n + j, r);
-          e.put(row, j, r, sum);
-        }
-    }
+  });
+  each_row(e.S, [&](Int s, int i) {
+    Wide gain[m], ux[m];
+    for (int a = 0; a < m; ++a) gain[a] = Wide(e.K[(a * n + i) * e.width + s]);
+    for (int a = 0; a < m; ++a) ux[a] = Wide(e.ux[(a * n + i) * e.width + s]);
+    Real* row = e.xx + (s * n + i) * n * e.width;
+    for (int j = 0; j < n; ++j)
+      for (Int r = 0; r < e.width; r += OCP_LANES) {
+        Wide sum = e.at(row, j, r);
+        for (int a = 0; a < m; ++a)
+          sum += gain[a] * e.at(e.R, a * n + j, r) + ux[a] * e.at(e.K, a * n + j, r);
+        e.put(row, j, r, sum);
+      }
+  });
 }
 
 OCP_FN void symmetrise(Ensemble& e) {
   const auto at = [&](Int s, int i, Int r, int j) -> Real& {
     return e.xx[((s * n + i) * n + j) * e.width + r];
   };
-  for (Int s = 0; s < e.S; ++s)
-    for (int i = 0; i < n; ++i)
-      for (int j = 0; j < n; ++j)
-        for (Int r = 0; r < s + (j < i); ++r)
-          at(s, i, r, j) = at(r, j, s, i) = (at(s, i, r, j) + at(r, j, s, i)) * Real(0.5);
+  each_row(e.S, [&](Int s, int i) {
+    for (int j = 0; j < n; ++j)
+      for (Int r = 0; r < s + (j < i); ++r)
+        at(s, i, r, j) = at(r, j, s, i) = (at(s, i, r, j) + at(r, j, s, i)) * Real(0.5);
+  });
 }
 
 OCP_FN void record(const EnsembleSweep& call, Int t, const Ensemble& e) {
   if (!call.vx) return;
   const Int N = e.S * n;
   Real *vx = call.vx + t * N, *vxx = call.vxx + t * N * N;
-  for (Int a = 0; a < N; ++a) {
+  each_number(N, [&](Int a) {
     vx[a] = e.x[a % n * e.width + a / n];
     for (Int b = 0; b < N; ++b) vxx[a * N + b] = e.xx[(a * n + b % n) * e.width + b / n];
-  }
+  });
 }
 
 OCP_FN void sweep(const Data& data, const EnsembleSweep& call) {
@@ -349,7 +371,7 @@ OCP_FN void sweep(const Data& data, const EnsembleSweep& call) {
   begin(call, e);
   record(call, data.T, e);
   for (Int t = data.T - 1; t >= 0; --t) {
-    Real lo[m], hi[m], uu[tri_size(m)], *k = call.k + t * m, *K = call.K + t * m * n * e.S;
+    Real lo[m], hi[m], uu[tri_size(m)], k[m], *K = call.K + t * m * n * e.S;
     if (call.gaps) cross_gap(call.gaps + t * e.S * n, e, promise);
     expand(call, t, e);
     curve(e);
@@ -364,34 +386,38 @@ OCP_FN void sweep(const Data& data, const EnsembleSweep& call) {
     promise.residual = max_(promise.residual, projected(c.u, lo, hi));
     value_of(c, k, e, promise);
     symmetrise(e);
-    for (Int i = 0; i < m * n * e.S; ++i)
+    for (int a = 0; block_rank() == 0 && a < m; ++a) call.k[t * m + a] = k[a];
+    each_number(m * n * e.S, [&](Int i) {
       K[i] = e.K[(i / (n * e.S) * n + i % n) * e.width + i / n % e.S];
+    });
     record(call, t, e);
   }
+  const Real residue = total(e.residue);
+  if (block_rank() != 0) return;
   call.promise[0] = promise.slope;
   call.promise[1] = 2 * (promise.change - promise.slope);
   call.promise[2] = promise.residual;
   call.facts[0] = Int(promise.failed);
-  call.facts[1] = sum_lanes(e.residue) == 0;
+  call.facts[1] = residue == 0;
 }
 
 // -- the roll-out of a policy ---------------------------------------------------------------------
 // sum K (x' - x) over N states
 OCP_FN Real feedback(Int N, const Real* K, const Real* moved, const Real* x) {
   Wide sum = Wide(0);
-  Int i = 0;
-  for (; i + OCP_LANES <= N; i += OCP_LANES)
+  Int i = block_rank() * OCP_LANES;
+  for (; i + OCP_LANES <= N; i += block_size() * OCP_LANES)
     sum += load<Wide>(K + i) * (load<Wide>(moved + i) - load<Wide>(x + i));
   Real rest = sum_lanes(sum);
-  for (; i < N; ++i) rest += K[i] * (moved[i] - x[i]);
-  return rest;
+  for (; i < N; ++i) rest += K[i] * (moved[i] - x[i]);  // none where a pack is one number
+  return block_sum(rest);
 }
 
 OCP_FN void follow(const Data& data, const EnsembleFollow& call, Int j) {
   const Int S = data.B, N = S * n;
   const Real a = call.step_sizes[j];
-  Wide total = Wide(0);
-  for (Int i = 0; i < N; ++i) call.trial_xs[j * N + i] = call.xs[i];
+  Wide cost = Wide(0);
+  each_number(N, [&](Int i) { call.trial_xs[j * N + i] = call.xs[i]; });
   for (Int t = 0; t <= data.T; ++t) {
     const Real* x = call.trial_xs + (t * call.A + j) * N;
     Real *after = call.trial_xs + ((t + 1) * call.A + j) * N;
@@ -400,10 +426,10 @@ OCP_FN void follow(const Data& data, const EnsembleFollow& call, Int j) {
       Real v = call.us[t * m + i] + a * call.k[t * m + i];
       if (call.K) v += feedback(N, call.K + (t * m + i) * N, x, call.xs + t * N);
       if constexpr (bounded) v = min_(max_(v, data.lower[t * m + i]), data.upper[t * m + i]);
-      call.trial_us[(t * call.A + j) * m + i] = v;
+      if (block_rank() == 0) call.trial_us[(t * call.A + j) * m + i] = v;
       u[i] = Wide(v);
     }
-    for (Int r = 0; r < S; r += OCP_LANES) {
+    each_pack(S, [&](Int r) {
       Wide at_x[n], next[n], l;
       const Block block = block_at(data, S, t * S + r, (t + 1) * S);
       Int own[OCP_LANES];
@@ -422,10 +448,11 @@ OCP_FN void follow(const Data& data, const EnsembleFollow& call, Int j) {
         scatter(next, n, own, block.count, after);
       }
       clear_rest(&l, 1, block.count);
-      total += l;
-    }
+      cost += l;
+    });
   }
-  call.cost[j] = sum_lanes(total) / Real(S);
+  const Real sum = total(cost);
+  if (block_rank() == 0) call.cost[j] = sum / Real(S);
 }
 
 OCP_FN Int bytes(const Data& data) {

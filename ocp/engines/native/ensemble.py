@@ -7,7 +7,7 @@ augmented state, which are made for whoever asks for an `Expansion`.
 
 from __future__ import annotations
 
-from ctypes import CDLL, addressof, byref
+from ctypes import Structure, addressof, byref
 from typing import Any
 
 import torch
@@ -23,11 +23,10 @@ from ocp.engines.eager import (
 )
 from ocp.engines.native import abi
 from ocp.engines.native.compiled import Compiled, rows_of
+from ocp.engines.native.cuda import Cuda
 from ocp.engines.native.engine import address, native_of, optional
 from ocp.problem import Problem, Stages
 from ocp.stages import each
-
-INT = torch.int64
 
 
 class Augmented(Expansion):
@@ -52,11 +51,27 @@ class Ensemble(Eager):
         super().__init__(problem)
         self.rows = native_of(rows_of(problem), compiled)
         self.info = compiled.info
-        assert isinstance(compiled.library, CDLL)  # there is no such program for GPUs
-        self.library = compiled.library
-        size = self.library.ocp_ensemble_bytes(byref(self.rows.data_block))
-        self.bytes = size
+        self.name = self.rows.name
+        self.bytes = self.needed()
         self.work: Tensor | None = None
+
+    # -- calls -----------------------------------------------------------------------------------
+    def needed(self) -> int:
+        """Bytes of work memory of a sweep."""
+        rows = self.rows
+        if not isinstance(rows, Cuda):
+            return int(rows.library.ocp_ensemble_bytes(byref(rows.data_block)))
+        found = rows.integers(1)
+        rows.launch_wide("ocp_ensemble_bytes", 1, found.data_ptr())
+        return int(found)
+
+    def call(self, entry: str, blocks: int, request: Structure) -> None:
+        """``blocks``: of threads, on a GPU."""
+        if isinstance(self.rows, Cuda):
+            self.rows.launch_wide(entry, blocks, request)
+        else:
+            function = getattr(self.rows.library, entry)
+            function(addressof(self.rows.data_block), addressof(request))
 
     # -- one row a sample ------------------------------------------------------------------------
     def split(self, xs: Stages) -> Stages:
@@ -163,18 +178,18 @@ class Ensemble(Eager):
         k, K, promise = new(T, 1, m), new(T, 1, m, S * n), new(3)
         vx = new(T + 1, 1, S * n) if values else None
         vxx = new(T + 1, 1, S * n, S * n) if values else None
-        facts = torch.empty(2, dtype=INT)
+        facts = self.rows.integers(2)
         arrays = (*self.wide(xs, us, gaps), optional(table), damping.contiguous())
         results = k, K, vx, vxx, promise, facts
         request = abi.EnsembleSweep(
             *map(address, arrays), int(full), int(on_state), *map(address, results)
         )
         if self.work is None:
-            self.work = torch.empty(self.bytes, dtype=torch.uint8)
+            self.work = self.rows.x0.new_empty(self.bytes, dtype=torch.uint8)
         data = self.rows.data_block
         before, data.work = data.work, self.work.data_ptr()
         try:
-            self.library.ocp_ensemble_sweep(addressof(data), addressof(request))
+            self.call("ocp_ensemble_sweep", 1, request)
         finally:
             data.work = before
         slope, bend, residual = promise[:, None]
@@ -195,7 +210,7 @@ class Ensemble(Eager):
         arrays = (*self.wide(xs, us, gaps), k, K, step_sizes.to(k.dtype).contiguous())
         out = new(T + 1, A * S, n), new(T, A, m), new(A)
         request = abi.EnsembleFollow(*map(address, arrays), A, *map(address, out))
-        self.library.ocp_ensemble_follow(addressof(self.rows.data_block), addressof(request))
+        self.call("ocp_ensemble_follow", A, request)
         trial_xs = each(lambda x: x.unflatten(-2, (A, S)).flatten(-2)[..., None, :],
                         self.rows.own_x(out[0]))  # fmt: skip
         trial_us = each(lambda u: u[..., None, :], self.rows.own_u(out[1]))
@@ -248,6 +263,8 @@ class Ensemble(Eager):
     @torch.no_grad()
     def iterate(self, state: Any, recipe: Recipe, most: int) -> Any:
         """Steps of iLQR and DDP from the compiled pieces; None where the first is not one."""
+        if recipe.pairs is not None:
+            return None
         after = state
         for _ in range(most):
             stepped = self.one_iteration(after, recipe)
@@ -275,7 +292,8 @@ class Ensemble(Eager):
             return None
         promise = sweep.slope, sweep.curvature, sweep.residual, sweep.failed < 0
         direction = Direction(sweep.policy, *promise, 1 + retried)
-        sizes = 0.5 ** torch.arange(recipe.trials, dtype=state.cost.dtype)
+        cost = state.cost
+        sizes = 0.5 ** torch.arange(recipe.trials, dtype=cost.dtype, device=cost.device)
         trials = self.follow(state.xs, state.us, state.gaps, sweep.policy, sizes)
         fine = torch.isfinite(trials.cost) & all_finite(trials.xs) & all_finite(trials.us)
         same = {k: getattr(state, k) for k in Record._fields if k in state._fields}

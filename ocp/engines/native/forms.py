@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ocp.engines.native.derive import Derivatives
 from ocp.engines.native.duals import Coder, Tape, linearise
-from ocp.engines.native.graph import Graph, TooLarge
+from ocp.engines.native.graph import NETWORK, Graph, TooLarge
 from ocp.engines.native.solves import expand_solves
 
 WIDTHS = (2, 4, 8, 16)  # numbers that machines compute at once
@@ -57,11 +57,13 @@ def all_ids(pieces: Iterable[Output]) -> list[int]:
 
 
 def operations(g: Graph, roots: Sequence[int]) -> int:
-    """Scalar operations; a product with weights counts for the vectors it takes and gives."""
+    """Scalar operations; a product with weights, or a network, for what it takes and gives."""
     count = 0
     for i in g.reachable(roots):
         if g.ops[i] == "matvec":
             count += g.data[i].rows + g.data[i].columns
+        elif g.ops[i] in NETWORK:
+            count += len(g.args[i]) + len(g.data[i].net.outputs)
         else:
             count += g.ops[i] not in ("number", "leaf", "entry", "stop")
     return count

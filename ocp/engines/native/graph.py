@@ -64,6 +64,11 @@ LOGIC = ("true", "false", "not", "and", "or")
 MASKS = frozenset((*COMPARISONS, *LOGIC))
 COMMUTE = frozenset(("add", "mul", "min", "max", "eq", "and", "or"))
 EXPONENT_LIMIT = 16  # integer powers up to this are products
+NETWORK = frozenset(("net", "net_jacobian", "net_gradient", "net_curvature"))  # see nets.py
+
+
+WIDE = 8  # entries from which numbers made alike are a vector
+DEEP = 8  # operations between products, as in activations
 
 
 class Weights(NamedTuple):
@@ -258,6 +263,18 @@ class Graph:
         """Maximum of several, whose derivative is shared by all that attain it."""
         return args[0] if len(args) == 1 else self._plain("amax", *args)
 
+    def total(self, terms: Sequence[int]) -> int:
+        """The sum; one node where the terms are entries of a product's result or made of them."""
+        if len(terms) < WIDE or not (self.made_of_product(terms[0], DEEP)):
+            return self.sum(terms)
+        return self.node("total", tuple(terms))
+
+    def made_of_product(self, a: int, depth: int) -> bool:
+        """Whether operations, at most ``depth`` deep, lead to a product with run-time numbers."""
+        if self.ops[a] == "entry":
+            return self.ops[self.args[a][0]] == "matvec"
+        return depth > 0 and any(self.made_of_product(b, depth - 1) for b in self.args[a])
+
     def sum(self, terms: Iterable[int]) -> int:
         total = self.zero
         for term in terms:
@@ -343,7 +360,7 @@ class Graph:
     def evaluate(self, roots: Sequence[int], leaves: Callable[[Leaf], Any]) -> list[Any]:
         """Values of nodes, given those of the leaves: numbers, or arrays of equal shape."""
         values: dict[int, Any] = {}
-        matrices: dict[Weights, Any] = {}
+        matrices: dict[Any, Any] = {}
         with np.errstate(all="ignore"):
             for i in self.reachable(roots):
                 op = self.ops[i]
@@ -361,6 +378,11 @@ class Graph:
                         W = matrices[self.data[i]] = self._matrix(self.data[i], leaves)
                     inputs = np.stack(np.broadcast_arrays(*(values[a] for a in self.args[i])))
                     values[i] = np.tensordot(W, inputs, 1)
+                elif op in NETWORK:
+                    from ocp.engines.native.nets import evaluate  # which needs this module
+
+                    given = [values[a] for a in self.args[i]]
+                    values[i] = evaluate(self, i, given, leaves, matrices)
                 else:
                     values[i] = evaluate_op(op, [values[a] for a in self.args[i]])
         return [values[r] for r in roots]
@@ -382,6 +404,7 @@ SPECIAL: Mapping[str, str] = {
 OTHERS: dict[str, Callable[..., Any]] = {
     "select": np.where,
     "amax": lambda *values: np.maximum.reduce(np.broadcast_arrays(*values)),
+    "total": lambda *values: np.add.reduce(np.broadcast_arrays(*values)),
     "true": lambda: np.True_,
     "false": lambda: np.False_,
     "not": np.logical_not,
@@ -405,6 +428,11 @@ def solved(A: Sequence[Number], b: Sequence[Number]) -> Any:
     except np.linalg.LinAlgError:
         x = np.full_like(columns[..., n * n :], np.nan)
     return np.moveaxis(x, -1, 0)
+
+
+def tri_size(size: int) -> int:
+    """Entries of a lower triangle."""
+    return size * (size + 1) // 2
 
 
 def is_power_of_two(value: float) -> bool:

@@ -10,6 +10,7 @@
 #if OCP_GRID
 #include "team.h"
 #else
+#include "past.h"
 #include "threads.h"
 #endif
 
@@ -33,28 +34,7 @@ struct Given {
   const Real* table;  // (T, B, d, d): second-order terms that are known ahead, or null
 };
 
-// -- packs over stages, or over any samples -----------------------------------------------------
-// W consecutive samples s = t L + line of T stages and L lines; line is of problem line % B.
-struct Block {
-  Int row[OCP_LANES];
-  int count;  // the rest repeats the last
-  Context<Wide> c;
-};
-
-OCP_FN Block block_at(const Data& data, Int lines, Int first, Int samples) {
-  Block block;
-  block.count = int(samples - first < OCP_LANES ? samples - first : OCP_LANES);
-  block.c.shared = data.par;
-  OCP_UNROLL
-  for (int l = 0; l < OCP_LANES; ++l) {
-    const Int row = first + (l < block.count ? l : block.count - 1);
-    block.row[l] = row;
-    block.c.stage[l] = int(row / lines);
-    block.c.row[l] = data.dat + row % lines % data.B * data.P;
-  }
-  return block;
-}
-
+// -- a single problem ------------------------------------------------------------------------
 #if !OCP_GRID
 template <class V> using StageOf = Stage<V>;  // as kept for a single problem
 
@@ -69,10 +49,8 @@ OCP_FN Real expand_over_time(const Data& data, const Context<Real>&, const Real*
     gather(us, m, block.row, u);
     expand_stage(x, u, block.c, s);
     add_stage_residue(residue, s);
-    for (int l = 0; l < block.count; ++l) {
-      Real* to = (Real*)(stages + first + l);
-      for (int i = 0; i < stage_size<Wide>; ++i) to[i] = get(((const Wide*)&s)[i], l);
-    }
+    constexpr int size = stage_size<Wide>;
+    store_lanes((const Wide*)&s, size, block.count, (Real*)(stages + first), size);
   }
   Real sum = 0;
   OCP_UNROLL
@@ -82,9 +60,19 @@ OCP_FN Real expand_over_time(const Data& data, const Context<Real>&, const Real*
 
 // Trajectories of a single problem for `count` step sizes, and their costs and residues.
 constexpr int at_once = OCP_LANES;
-OCP_FN void follow_each(const Data& data, const Context<Real>&, const Nominal<Real>& about,
+constexpr bool together = single;
+OCP_FN void follow_each(const Data& data, const Context<Real>& c, const Nominal<Real>& about,
                         const Real* sizes, int count, Wide* xs, Wide* us, Real* cost,
                         Real* residue) {
+#if OCP_INNER
+  if (count == 1) {  // the loops of the model fill the lanes
+    const auto out = follow(data, c, about, sizes[0], (Real*)xs, (Real*)us);
+    cost[0] = out.cost, residue[0] = out.residue;
+    for (Int i = (data.T + 1) * n - 1; i >= 0; --i) xs[i] = Wide(((const Real*)xs)[i]);
+    for (Int i = data.T * m - 1; i >= 0; --i) us[i] = Wide(((const Real*)us)[i]);
+    return;
+  }
+#endif
   const Int same[OCP_LANES] = {};
   Wide a;
   for (int l = 0; l < OCP_LANES; ++l) set(a, l, sizes[l < count ? l : count - 1]);
@@ -92,7 +80,7 @@ OCP_FN void follow_each(const Data& data, const Context<Real>&, const Nominal<Re
   for (int l = 0; l < count; ++l) cost[l] = get(out.cost, l), residue[l] = get(out.residue, l);
 }
 OCP_FN Wide* trial_room(Arena& arena, Int count) { return arena.take<Wide>(count); }
-OCP_FN Real trial_entry(const Wide* trials, Int i, int trial) { return get(trials[i], trial); }
+OCP_FN Real trial_entry(const Wide* trials, Int, Int i, int trial) { return get(trials[i], trial); }
 
 #if OCP_TABLE
 // Second derivatives of f at the stages of one problem: table [T][OCP_TABLE].
@@ -103,7 +91,7 @@ OCP_FN void second_over_time(const Data& data, const Real* xs, const Real* us, R
     gather(xs, n, block.row, x);
     gather(us, m, block.row, u);
     f_second(x, u, block.c, S);
-    scatter(S, OCP_TABLE, block.row, block.count, table);
+    store_lanes(S, OCP_TABLE, block.count, table + first * OCP_TABLE, OCP_TABLE);
   }
 }
 #endif
@@ -120,6 +108,7 @@ template <class V> struct Group {
   Array<Wide> trial_x, trial_u;
   Array<StageOf<V>> stages;  // of a single problem
 #if OCP_GRID
+  Array<V> expanded;    // where problems lie side by side: [T][stage_size]
   V* bend;              // [d][d] v_x . f_zz of the stage in work
   TeamWork* team_work;  // for models whose work does not fit in fast memory
 #endif
@@ -144,6 +133,7 @@ template <class V> struct Group {
     trial_u = trial_room(arena, T * m);
     if constexpr (single) stages = arena.template take<StageOf<V>>(T);
 #if OCP_GRID
+    if constexpr (side_by_side) expanded = arena.template take<V>(T * stage_size<V>);
     if constexpr (single) {
       bend = arena.template take<V>(OCP_SECOND_ORDER ? d * d : 0).first;
       team_work = arena.template take<TeamWork>(fits ? 0 : 1).first;
@@ -163,6 +153,13 @@ template <class V> struct Group {
   // -- what a sweep asks for; `curved`: second-order terms too
   OCP_METHOD void begin(bool curved) {
     residue = V(0);
+    team_sync();  // x and u are there
+#if OCP_GRID
+    if constexpr (side_by_side) {
+      if (!given) residue = expand_over_time(*data, c, x, u, expanded);
+      team_sync();
+    }
+#endif
     if constexpr (single) {
       if (!given) residue = expand_over_time(*data, c, x, u, stages);
       for (Int t = team_rank(); given && t < data->T; t += team_size()) read_stage(t, stages[t]);
@@ -196,6 +193,10 @@ template <class V> struct Group {
       return stages[t];
     } else if (given) {
       read_stage(t, own);
+#if OCP_GRID
+    } else if constexpr (side_by_side) {
+      ocp::read<stage_size<V>>(expanded + t * stage_size<V>, (V*)&own);
+#endif
     } else {
       V at_x[n], at_u[m];
       ocp::read<n>(x + t * n, at_x);
@@ -214,12 +215,17 @@ template <class V> struct Group {
       contract(t, v, H);
     }
     for (int i = 0; i < d; ++i)
-      for (int j = 0; j <= i; ++j) bend[tri(i, j)] = select(full, H[i * d + j], V(0));
+      for (int j = 0; j <= i; ++j) bend[tri(i, j)] = H[i * d + j];
+    if (!all(full))
+      for (int i = 0; i < tri_size(d); ++i) bend[i] = select(full, bend[i], V(0));
   }
   // v . f_zz. A single problem fills all lanes with itself: as fast, and half the text to compile.
   OCP_METHOD void contract(Int t, const V* v, V* H) {
 #if OCP_SECOND_ORDER
-#if OCP_TABLE
+#if OCP_LONG
+    f_combined(table + t * OCP_TABLE, v, H);
+    return;
+#elif OCP_TABLE
     Second::f_combined(table + t * OCP_TABLE, v, H);
     return;
 #endif
@@ -263,6 +269,13 @@ template <class V> OCP_FN int take_consecutive(Group<V>& group, Int first) {
   return count;
 }
 
+// Step sizes that a single problem tries together from the j-th on; the first alone where that is
+// less to do: it is mostly taken.
+OCP_FN int tried_at_once(int j, int all) {
+  const int most = OCP_INNER && !OCP_GRID && j == 0 ? 1 : at_once;
+  return all - j < most ? all - j : most;
+}
+
 constexpr int lanes = Of<Lane>::lanes;
 OCP_FN Int group_count(Int problems) { return (problems + lanes - 1) / lanes; }
 
@@ -273,6 +286,10 @@ OCP_FN Int group_bytes(const Data& data) {
   group.place(data, arena);
   const Int sizes[] = {n, n * n, n, m};  // of a stage, see `sweep_group`
   for (Int size : sizes) arena.take<Lane>((data.T + 1) * size);
+#if !OCP_GRID
+  Past<Lane> past;
+  past.place(data, arena);
+#endif
   return Int(arena.next) + Int(Arena::alignment);
 }
 
@@ -289,3 +306,21 @@ OCP_FN Arena arena_of(const Data& data, Int thread) {
 #if OCP_GRID && OCP_SINGLE
 #include "team_sweep.h"
 #endif
+
+namespace ocp {
+
+// The backward pass by all threads of a problem, or by the first of them.
+template <class V> OCP_FN Promise<V> swept(const Pass<V>& pass, Group<V>& g) {
+#if OCP_GRID
+  if constexpr (side_by_side) {
+    Promise<V> own = {};
+    if (team_rank() == 0) own = sweep(pass, g);
+    g.residue = team_first(g.residue);
+    return {team_first(own.slope), team_first(own.change), team_first(own.residual),
+            team_first(own.failed)};
+  }
+#endif
+  return sweep(pass, g);
+}
+
+}  // namespace ocp

@@ -54,7 +54,7 @@ OCP_ENTRY ocp_total_cost(OCP_GIVEN(Data) data, Int L, const Real* xs, const Real
 OCP_ENTRY ocp_iterate(OCP_GIVEN(Data) data, OCP_GIVEN(ocp::Iterate) call) {
   using namespace ocp;
   parallel_units(0, data.B, [&](Int unit, Int begin, Int end) {
-    call.taken[begin] = call.handed[begin] = 0;
+    if (begin < end) call.taken[begin] = call.handed[begin] = 0;
     iterate_range(data, call, arena_of(data, unit), begin, end);
   });
 }
@@ -62,5 +62,21 @@ OCP_ENTRY ocp_iterate(OCP_GIVEN(Data) data, OCP_GIVEN(ocp::Iterate) call) {
 // After `ocp_iterate`; most: the largest number of steps that a problem took.
 OCP_ENTRY ocp_fill_rows(OCP_GIVEN(Data) data, OCP_GIVEN(ocp::Iterate) call, Int most) {
   ocp::parallel(0, data.B, [&](Int b, Int, Int) { ocp::fill_rows(data, call, b, most); });
+}
+#endif
+
+#if OCP_ENSEMBLE
+// By blocks of OCP_WIDE_TEAM threads: the sweep by one, the roll-out of a policy by one for each
+// step size.
+OCP_ENTRY ocp_ensemble_bytes(OCP_GIVEN(Data) data, Int* out) {
+  if (ocp::thread_index() == 0) *out = ocp::ensemble::bytes(data);
+}
+
+OCP_WIDE_KERNEL ocp_ensemble_sweep(OCP_GIVEN(Data) data, OCP_GIVEN(ocp::EnsembleSweep) call) {
+  ocp::ensemble::sweep(data, call);
+}
+
+OCP_WIDE_KERNEL ocp_ensemble_follow(OCP_GIVEN(Data) data, OCP_GIVEN(ocp::EnsembleFollow) call) {
+  for (Int j = blockIdx.x; j < call.A; j += gridDim.x) ocp::ensemble::follow(data, call, j);
 }
 #endif

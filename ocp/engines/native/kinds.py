@@ -143,9 +143,11 @@ class Table:
         flat_index, shape = torch.from_numpy(index.reshape(-1)), index.shape
 
         def read(problem: Problem) -> Tensor:
-            flats = [sources[k].flat(problem).to(dtype) for k in used]
-            flat = torch.cat([*flats, constants] if constants.numel() else flats, dim=-1)
-            return flat.index_select(-1, flat_index).reshape(*flat.shape[:-1], *shape)
+            device = problem.x0.device
+            flats = [sources[k].flat(problem).to(device, dtype) for k in used]
+            own = [constants.to(device)] if constants.numel() else []
+            flat = torch.cat([*flats, *own], dim=-1)
+            return flat.index_select(-1, flat_index.to(device)).reshape(*flat.shape[:-1], *shape)
 
         name = "what differs from stage to stage"
         return Source(name, shape, dtype, read, per_problem, table=True)

@@ -106,15 +106,16 @@ template <class V> OCP_FN void add(int count, const V* x, const V* y, V* z) {
   for (; i < count; ++i) z[i] = x[i] + y[i];
 }
 
-// A block of C += A B, its columns moved by R.
-template <int rows, int columns, int inner, class R, class V>
+// A block of C += A B, or C = A B where that is `fresh`; its columns moved by R.
+template <int rows, int columns, int inner, bool fresh, class R, class V>
 OCP_FN void add_block(const V* A, int a_row, int a_inner, const V* B, int b_row, V* C, int c_row) {
   constexpr int step = sizeof(R) / sizeof(V);
   R sum[rows][columns];
   OCP_UNROLL
   for (int i = 0; i < rows; ++i) {
     OCP_UNROLL
-    for (int j = 0; j < columns; ++j) sum[i][j] = load<R>(C + i * c_row + j * step);
+    for (int j = 0; j < columns; ++j)
+      sum[i][j] = fresh ? R(0) : load<R>(C + i * c_row + j * step);
   }
   for (int k = 0; k < inner; ++k) {
     OCP_UNROLL
@@ -131,35 +132,35 @@ OCP_FN void add_block(const V* A, int a_row, int a_inner, const V* B, int b_row,
   }
 }
 
-template <int rows, int inner, class V>
+template <int rows, int inner, bool fresh, class V>
 OCP_FN void add_rows(
     int columns, const V* A, int a_row, int a_inner, const V* B, int b_row, V* C, int c_row) {
   typedef typename Chunk<V>::type R;
   constexpr int step = Chunk<V>::size;
   int j = 0;
   for (; j + 3 * step <= columns; j += 3 * step)  // 12 sums and what they need: 16 registers
-    add_block<rows, 3, inner, R>(A, a_row, a_inner, B + j, b_row, C + j, c_row);
+    add_block<rows, 3, inner, fresh, R>(A, a_row, a_inner, B + j, b_row, C + j, c_row);
   for (; j + 2 * step <= columns; j += 2 * step)
-    add_block<rows, 2, inner, R>(A, a_row, a_inner, B + j, b_row, C + j, c_row);
+    add_block<rows, 2, inner, fresh, R>(A, a_row, a_inner, B + j, b_row, C + j, c_row);
   for (; j + step <= columns; j += step)
-    add_block<rows, 1, inner, R>(A, a_row, a_inner, B + j, b_row, C + j, c_row);
+    add_block<rows, 1, inner, fresh, R>(A, a_row, a_inner, B + j, b_row, C + j, c_row);
   for (; j < columns; ++j)
-    add_block<rows, 1, inner, V>(A, a_row, a_inner, B + j, b_row, C + j, c_row);
+    add_block<rows, 1, inner, fresh, V>(A, a_row, a_inner, B + j, b_row, C + j, c_row);
 }
 
 // C += A B with A (rows, inner) at A[i a_row + k a_inner], so that it may be a transpose. `lower`:
-// entries above the diagonal need not be right.
-template <int rows, int inner, int columns, bool lower, class V>
+// entries above the diagonal need not be right. `fresh`: C = A B.
+template <int rows, int inner, int columns, bool lower, bool fresh = false, class V>
 OCP_FN void add_product(
     const V* A, int a_row, int a_inner, const V* B, int b_row, V* C, int c_row) {
   constexpr int whole = rows / 4 * 4;
   for (int i = 0; i < whole; i += 4) {
     const int needed = lower && i + 4 < columns ? i + 4 : columns;
-    add_rows<4, inner>(needed, A + i * a_row, a_row, a_inner, B, b_row, C + i * c_row, c_row);
+    add_rows<4, inner, fresh>(needed, A + i * a_row, a_row, a_inner, B, b_row, C + i * c_row, c_row);
   }
   if constexpr (whole < rows) {
     A += whole * a_row, C += whole * c_row;
-    add_rows<rows - whole, inner>(columns, A, a_row, a_inner, B, b_row, C, c_row);
+    add_rows<rows - whole, inner, fresh>(columns, A, a_row, a_inner, B, b_row, C, c_row);
   }
 }
 
@@ -171,8 +172,9 @@ OCP_FN void solve_strip(const Factor<m, V>& f, V* B, int columns) {
   for (int i = 0; i < m; ++i) {
     OCP_UNROLL
     for (int c = 0; c < count; ++c) sum[c] = load<R>(B + i * columns + c * step);
+    const V* row = f.L + tri(i, 0);
     for (int j = 0; j < i; ++j) {
-      const R l = R(f.L[tri(i, j)]);
+      const R l = R(row[j]);
       OCP_UNROLL
       for (int c = 0; c < count; ++c) sum[c] -= l * load<R>(B + j * columns + c * step);
     }
@@ -183,8 +185,9 @@ OCP_FN void solve_strip(const Factor<m, V>& f, V* B, int columns) {
     const R scale = R(-f.inverse[i]);
     OCP_UNROLL
     for (int c = 0; c < count; ++c) sum[c] = scale * load<R>(B + i * columns + c * step);
+    const V* below = f.L + tri(i, i);
     for (int j = i + 1; j < m; ++j) {
-      const R l = R(f.L[tri(j, i)]);
+      const R l = R(*(below += j));
       OCP_UNROLL
       for (int c = 0; c < count; ++c) sum[c] -= l * load<R>(B + j * columns + c * step);
     }

@@ -1,4 +1,4 @@
-// Iterations of ILQR and DDP: what `Solver.step` does, for each problem until it stops.
+// Iterations of ILQR, DDP and PMP: what `Solver.step` does, for each problem until it stops.
 //
 // `Decide`, generated from the function `decide` of the package, is asked before any roll-out and
 // after each one: its answer is the first step size that is good enough, whatever comes after it,
@@ -6,13 +6,17 @@
 // step sizes: the fields of `Record`, then those of `Limits`.
 #pragma once
 #include "group.h"
+#if !OCP_GRID
+#include "descent.h"
+#endif
 
 namespace ocp {
 
 // Second argument of `ocp_iterate`. Fields are 8 bytes each; arrays are read and written.
 struct Iterate {
   Int steps;               // at most so many, of each problem
-  Int method;              // second-order terms: 0 never, 1 as `second_order` says, 2 always
+  Int method;              // second-order terms: 0 never, 1 as `second_order` says, 2 always; or
+                           // DESCENT: PMP, with Data::slots
   Int on_state;            // where the damping goes, see `Pass`
   const Real* step_sizes;  // (A,)
   Real* xs;                // (T + 1, B, n)
@@ -26,7 +30,10 @@ struct Iterate {
                            // caller's to go on with; that step is not taken
   const Real* limits;      // (LIMITS,): what `Decide` compares with
   Real* K;                 // (T, B, m, n) out, or null: feedback of the last backward pass
+  Real* memory;            // (3 + 2 pairs, B, T m) of PMP, see `recall_lane`
+  Int fresh;               // there is nothing in it yet
 };
+enum { DESCENT = 3 };
 
 enum Number {
   COST, GAP, START_COST, DAMPING, PENALTY, RESIDUAL,
@@ -54,6 +61,10 @@ template <class V> struct Lanes {
   V numbers[NUMBERS];
   MaskOf<V> active;
   Int left[Of<V>::lanes];   // steps that a lane may still take
+#if !OCP_GRID
+  Past<V> past;
+  bool descends;
+#endif
 };
 
 template <class V> OCP_FN void enter(Lanes<V>& w, int lane, Int b) {
@@ -61,7 +72,6 @@ template <class V> OCP_FN void enter(Lanes<V>& w, int lane, Int b) {
   Group<V>& g = w.group;
   const Int T = g.data->T, B = g.data->B;
   g.take(lane, b);
-  team_sync();  // the last problem has left
   gather_lane(call.xs, T + 1, B, n, b, lane, g.x);
   gather_lane(call.us, T, B, m, b, lane, g.u);
   if (call.gaps) gather_lane(call.gaps, T, B, n, b, lane, g.gap);
@@ -69,9 +79,11 @@ template <class V> OCP_FN void enter(Lanes<V>& w, int lane, Int b) {
     const Real value = i < REALS ? call.reals[i * B + b] : Real(call.counts[(i - REALS) * B + b]);
     set(w.numbers[i], lane, value);
   }
+#if !OCP_GRID
+  if (w.descends) recall_lane(*g.data, w.past, call.memory, call.fresh != 0, lane, b);
+#endif
   set(w.active, lane, true);
   w.left[lane] = call.steps;
-  team_sync();
 }
 
 template <class V> OCP_FN void leave(Lanes<V>& w, int lane) {
@@ -87,6 +99,9 @@ template <class V> OCP_FN void leave(Lanes<V>& w, int lane) {
     if (i < REALS) call.reals[i * B + b] = value;
     else call.counts[(i - REALS) * B + b] = Int(value);
   }
+#if !OCP_GRID
+  if (w.descends) keep_lane(*g.data, w.past, call.memory, lane, b);
+#endif
   call.taken[b] = call.steps - w.left[lane];
   set(w.active, lane, false);
   g.take(lane, -1);
@@ -106,12 +121,28 @@ template <class V> OCP_FN MaskOf<V> second_order(const Lanes<V>& w) {
   return w.active & (w.numbers[SECOND_ORDER] != V(0));
 }
 
+#if !OCP_GRID
+template <class V> OCP_FN Direction<V> downhill(Lanes<V>& w) {
+  Direction<V> out;
+  Real shrink = 1;
+  for (int i = 0; i < trials; ++i) shrink /= 2;
+  out.gaps = false;
+  out.retried = out.handed = !always<V>();
+  out.promise = descent(w.group, w.past, shrink, w.active);
+  out.finite = w.group.residue == V(0);
+  return out;
+}
+#endif
+
 // One backward pass; a second one, Gauss-Newton, for problems whose second-order model it finds
 // indefinite.
 template <class V> OCP_FN Direction<V> direction(Lanes<V>& w) {
+#if !OCP_GRID
+  if (w.descends) return downhill(w);
+#endif
   Group<V>& g = w.group;
   Direction<V> out;
-  out.gaps = w.call->gaps && any(w.active & (w.numbers[GAP] > V(0)));
+  out.gaps = w.call->gaps && anyone(any(w.active & (w.numbers[GAP] > V(0))));
   Pass<V> pass = {g.data, g.u, out.gaps ? g.gap : nullptr, w.numbers[DAMPING],
                   w.call->on_state != 0, second_order(w), g.k, g.K, nullptr, nullptr,
                   nullptr, nullptr, true, w.active};
@@ -119,10 +150,10 @@ template <class V> OCP_FN Direction<V> direction(Lanes<V>& w) {
   MaskOf<V> failed = !always<V>(), dropping = failed;
   for (bool again = false;; again = true) {
     pass.hasty = !again;
-    out.promise = sweep(pass, g);
+    out.promise = swept(pass, g);
     if (again) break;
     failed = w.active & (out.promise.failed >= V(0)), dropping = failed & pass.full;
-    if (!any(dropping)) break;
+    if (!anyone(any(dropping))) break;
     pass.full = pass.full & !dropping;
   }
   out.retried = failed;
@@ -153,10 +184,13 @@ template <class V> OCP_FN void record(const Lanes<V>& w, const Direction<V>& to,
 // Roll out step sizes j.. (a single problem: W of them), and note their costs; returns how many.
 template <class V> OCP_FN int roll_out(Lanes<V>& w, bool gaps, int j, V* in) {
   Group<V>& g = w.group;
-  const Nominal<V> about = {g.x, g.u, gaps ? g.gap : nullptr, g.k, g.K};
+  Nominal<V> about = {g.x, g.u, gaps ? g.gap : nullptr, g.k, g.K};
+#if !OCP_GRID
+  if (w.descends) about.K = nullptr;
+#endif
   const Real* sizes = w.call->step_sizes;
-  if constexpr (single) {
-    const int count = trials - j < at_once ? trials - j : at_once;
+  if constexpr (together) {
+    const int count = tried_at_once(j, trials);
     Real cost[at_once], residue[at_once];
     follow_each(*g.data, g.c, about, sizes + j, count, g.trial_x, g.trial_u, cost, residue);
     for (int l = 0; l < count; ++l) {
@@ -176,9 +210,13 @@ template <class V> OCP_FN int roll_out(Lanes<V>& w, bool gaps, int j, V* in) {
 template <class V> OCP_FN void accept(Lanes<V>& w, MaskOf<V> mask, int trial) {
   Group<V>& g = w.group;
   const Int xs = (g.data->T + 1) * n, us = g.data->T * m;
-  if constexpr (single) {
-    for (Int i = team_rank(); i < xs; i += team_size()) g.x[i] = trial_entry(g.trial_x, i, trial);
-    for (Int i = team_rank(); i < us; i += team_size()) g.u[i] = trial_entry(g.trial_u, i, trial);
+  if constexpr (together) {
+    if (any(mask)) {
+      for (Int i = team_rank(); i < xs; i += team_size())
+        g.x[i] = trial_entry(g.trial_x, xs, i, trial);
+      for (Int i = team_rank(); i < us; i += team_size())
+        g.u[i] = trial_entry(g.trial_u, us, i, trial);
+    }
     team_sync();
   } else if (!any(w.active & !mask)) {
     const Array<V> x = g.x, u = g.u;
@@ -199,11 +237,11 @@ template <class V> OCP_FN void search(Lanes<V>& w, const Direction<V>& to, V* in
     Decide::run(in, out);
     const MaskOf<V> accepted = w.active & (out[ACCEPTED] != V(0));
     const MaskOf<V> fresh = accepted & !found;
-    if (any(fresh)) accept(w, fresh, int(get(out[CHOICE], 0)) - (made - count));
+    if (anyone(any(fresh))) accept(w, fresh, int(get(out[CHOICE], 0)) - (made - count));
     found = accepted;
     const MaskOf<V> hopeless = (in[IN_USABLE] == V(0)) | (out[OUT_STATUS] == V(CONVERGED)) |
                                (out[OUT_STATUS] == V(NON_FINITE));
-    if (made == trials || !any(w.active & !found & !hopeless)) return;
+    if (made == trials || !anyone(any(w.active & !found & !hopeless))) return;
     count = roll_out(w, to.gaps, made, in);
     made += count;
   }
@@ -256,7 +294,7 @@ template <class V> OCP_FN void step(Lanes<V>& w) {
       w.call->handed[w.group.problem[l]] = 1;
       leave(w, l);
     }
-  if (!any(w.active)) return;
+  if (!anyone(any(w.active))) return;
   search(w, to, in, out);
   advance(w, to, in, out);
   for (int l = 0; l < lanes; ++l)
@@ -271,21 +309,27 @@ OCP_FN void iterate_range(const Data& data, const Iterate& call, Arena arena, In
   w.call = &call;
   w.active = !always<Lane>();
   w.group.place(data, arena);
+#if !OCP_GRID
+  w.past.place(data, arena);
+  w.descends = call.method == DESCENT;
+#endif
   for (int i = 0; i < NUMBERS; ++i) w.numbers[i] = Lane(0);
   for (int l = 0; l < lanes; ++l) w.group.take(l, -1);
-  if constexpr (lanes > 1) {  // idle ones: tame numbers
-    for (Int i = 0; i < (data.T + 1) * n; ++i) w.group.x[i] = Lane(0);
-    for (Int i = 0; i < data.T * m; ++i) w.group.u[i] = Lane(0);
+  if constexpr (lanes > 1 || side_by_side) {  // idle ones: tame numbers
+    team_sync();  // the last problem has left
+    for (Int i = team_rank(); i < (data.T + 1) * n; i += team_size()) w.group.x[i] = Lane(0);
+    for (Int i = team_rank(); i < data.T * m; i += team_size()) w.group.u[i] = Lane(0);
   }
   Int next = begin;
   const Int* status = call.counts + (STATUS - REALS) * data.B;
   do {
+    team_sync();  // those that stopped have left
     for (int l = 0; l < lanes; ++l) {
       while (next < end && status[next] != RUNNING) ++next;
       if (next < end && !get(w.active, l)) enter(w, l, next++);
     }
-    if (any(w.active)) step(w);
-  } while (any(w.active) || next < end);
+    if (anyone(any(w.active))) step(w);
+  } while (anyone(any(w.active) || next < end));
 }
 
 // Rows of problems that have stopped, up to the last step that any has taken: they stand still.

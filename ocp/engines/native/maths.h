@@ -3,8 +3,8 @@
 // sin, cos, exp, tanh and log are polynomials evaluated in all lanes at once, within 2 units in
 // the last place; lanes outside the range of their argument reduction, or not finite, are redone
 // by the C library. The rarer functions are the C library's, lane by lane.
-// Coefficients: fdlibm (Sun Microsystems, 1993) in double, Cephes (Moshier, 1992) in float and for
-// tanh.
+// Coefficients: fdlibm (Sun Microsystems, 1993) in double, Cephes (Moshier, 1992) in float; of
+// Taylor in tanh.
 #pragma once
 #include "pack.h"
 
@@ -242,20 +242,23 @@ template <class V> OCP_FN V log(V x) {
   return y;
 }
 
+// e / (e + 2) with e = exp(2 |x|) - 1 = 2^k (exp(r) - 1) + (2^k - 1): one division.
 template <class V> OCP_FN V tanh(V x) {
-  V size = abs_(x), z = x * x, near;
+  typedef Constants<V> C;
+  V twice = V(2) * min_(abs_(x), V(22));  // 1 from there on
+  V shifted = twice * V(1.44269504088896338700) + V(C::to_integer);
+  V k = shifted - V(C::to_integer);
+  V r = (twice - k * V(C::ln2_high)) - k * V(C::ln2_low), p;
   if constexpr (is_double<V>) {
-    V p = polynomial(z, -1.61468768441708447952e3, -9.92877231001918586564e1,
-                     -9.64399179425052238628e-1);
-    V q = polynomial(z, 4.84406305325125486048e3, 2.23548839060100448583e3,
-                     1.12811678491632931402e2, 1.0);
-    near = x + x * z * (p / q);
+    p = polynomial(r, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320,
+                   1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600,
+                   1.0 / 6227020800, 1.0 / 87178291200);
   } else {
-    near = x + x * z * polynomial(z, -3.33332819422e-1, 1.33314422036e-1, -5.37397155531e-2,
-                                  2.06390887954e-2, -5.70498872745e-3);
+    p = polynomial(r, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320);
   }
-  V beyond = V(1) - V(2) / (exp_near(min_(V(2) * size, V(50))) + V(1));  // 1 from 22 on
-  return select(size < V(0.625), near, flipped(beyond, x));
+  V power = Bits<V>::real(as_words(V(1)) + (as_words(shifted) << C::exponent_at));
+  V e = power * (r + r * r * p) + (power - V(1));
+  return flipped(e / (e + V(2)), x);
 }
 
 }  // namespace ocp

@@ -26,6 +26,7 @@ from ocp.engines.native import build
 OPTIONS = (
     "--std=c++17",
     "--device-as-default-execution-space",  # headers have no host functions
+    "--ptxas-options=-v",  # says what a kernel takes: `grid.usages`
 )
 SIGNATURES = {
     "nvrtcVersion": (POINTER(c_int), POINTER(c_int)),
@@ -161,6 +162,11 @@ def compile_text(text: str, to: Target, more: Sequence[str] = ()) -> bytes:
     Raises:
         BuildError: NVRTC is missing, or refuses the text: with its first messages.
     """
+    return compiled(text, to, more)[0]
+
+
+def compiled(text: str, to: Target, more: Sequence[str] = ()) -> tuple[bytes, str]:
+    """The same, and what NVRTC says about it. Raises `BuildError`."""
     nvrtc = library()
     headers = {path.name: path.read_bytes() for path in sorted(build.HEADERS.glob("*.h"))}
     program = c_void_p()
@@ -176,12 +182,12 @@ def compile_text(text: str, to: Target, more: Sequence[str] = ()) -> bytes:
     try:
         options = [o.encode() for o in (*OPTIONS, to.flag, *more)]
         code = nvrtc.nvrtcCompileProgram(program, len(options), (c_char_p * len(options))(*options))
+        log = fetched("nvrtcGetProgramLog", program).decode(errors="replace")
         if code != 0:
-            log = fetched("nvrtcGetProgramLog", program).decode(errors="replace")
             raise build.BuildError(
                 f"NVRTC {version()} failed for {to.flag}:\n{build.first_errors(log)}"
             )
-        return fetched("nvrtcGetCUBIN" if to.cubin else "nvrtcGetPTX", program)
+        return fetched("nvrtcGetCUBIN" if to.cubin else "nvrtcGetPTX", program), log
     finally:
         nvrtc.nvrtcDestroyProgram(byref(program))
 

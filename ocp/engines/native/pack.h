@@ -204,6 +204,51 @@ template <class S, int W> OCP_FN void set(PackMask<S, W>& a, int lane, bool valu
 template <class S, int W> OCP_FN typename Pack<S, W>::Words as_words(Pack<S, W> a) {
   return (typename Pack<S, W>::Words)a.v;
 }
+
+// -- W packs as rows of a matrix, transposed ----------------------------------------------------
+template <int... I> struct Indices {};
+template <int N, int... I> struct Counted : Counted<N - 1, N - 1, I...> {};
+template <int... I> struct Counted<0, I...> {
+  typedef Indices<I...> type;
+};
+
+// Exchange the blocks of `step` lanes beside the diagonal of two rows that are `step` apart.
+template <int step, class S, int W, int... I>
+OCP_FN void exchange(Pack<S, W>& a, Pack<S, W>& b, Indices<I...>) {
+#if defined(__clang__)
+  const auto low = __builtin_shufflevector(a.v, b.v, ((I & step) ? W + I - step : I)...);
+  b.v = __builtin_shufflevector(a.v, b.v, ((I & step) ? W + I : I + step)...);
+#else
+  typedef typename Pack<S, W>::Words Words;
+  const auto low = __builtin_shuffle(a.v, b.v, Words{((I & step) ? W + I - step : I)...});
+  b.v = __builtin_shuffle(a.v, b.v, Words{((I & step) ? W + I : I + step)...});
+#endif
+  a.v = low;
+}
+template <int step = 1, class S, int W> OCP_FN void transpose(Pack<S, W>* rows) {
+  if constexpr (step < W) {
+    OCP_UNROLL
+    for (int i = 0; i < W; ++i)
+      if (!(i & step)) exchange<step>(rows[i], rows[i + step], typename Counted<W>::type());
+    transpose<2 * step>(rows);
+  }
+}
+
+// Lane l of values[i] to row l of an array, for the first `count` lanes.
+template <class S, int W>
+OCP_FN void store_lanes(const Pack<S, W>* values, int size, int count, S* array, Int stride) {
+  int i = 0;
+  for (; count == W && i + W <= size; i += W) {
+    Pack<S, W> rows[W];
+    OCP_UNROLL
+    for (int l = 0; l < W; ++l) rows[l] = values[i + l];
+    transpose(rows);
+    OCP_UNROLL
+    for (int l = 0; l < W; ++l) OCP_COPY(array + l * stride + i, &rows[l], sizeof rows[l]);
+  }
+  for (int l = 0; l < count; ++l)
+    for (int j = i; j < size; ++j) array[l * stride + j] = values[j].v[l];
+}
 #endif
 
 }  // namespace ocp

@@ -47,10 +47,11 @@ class Padded(Native):
 
     def __init__(self, problem: Problem, compiled: Compiled) -> None:
         self.n, self.m = n, m = compiled.info.n, compiled.info.m
-        self.at_x = [torch.arange(size) for size in problem.state_dims]
-        self.at_u = [torch.arange(size) for size in problem.control_dims]
+        device = problem.x0.device
+        self.at_x = [torch.arange(size, device=device) for size in problem.state_dims]
+        self.at_u = [torch.arange(size, device=device) for size in problem.control_dims]
         self.at_z = [torch.cat((x, n + u)) for x, u in zip(self.at_x, self.at_u, strict=False)]
-        self.missing = torch.ones(problem.horizon, m, dtype=problem.x0.dtype)
+        self.missing = problem.x0.new_ones(problem.horizon, m)
         for row, size in zip(self.missing, problem.control_dims, strict=True):
             row[:size] = 0
         super().__init__(problem, compiled)
@@ -222,6 +223,8 @@ class Padded(Native):
             "gaps": self.wide_gaps(state.gaps),
             "feedback": None if state.feedback is None else self.wide_gains(state.feedback),
         }
+        if state.memory is not None:
+            wide["memory"] = self.wide_memory(state.memory)
         after = super().iterate(state._replace(**wide), recipe, most)
         if after is None:
             return None
@@ -229,8 +232,19 @@ class Padded(Native):
             xs=self.own_x(after.xs),
             us=self.own_u(after.us),
             gaps=None if after.gaps is None else self.own_x(after.gaps),
-            feedback=self.own_gains(after.feedback),
+            feedback=None if after.feedback is None else self.own_gains(after.feedback),
+            memory=None if after.memory is None else self.own_memory(after.memory),
         )
+
+    def wide_memory(self, memory: Tensor) -> Tensor:
+        """Of PMP: rows (..., sum of m), numbers of all controls stage by stage -> (..., T m)."""
+        wide = memory.new_zeros(*memory.shape[:-1], self.missing.numel())
+        wide[..., self.missing.flatten() == 0] = memory
+        wide[2] = memory[2, :, :1]  # the scale, everywhere
+        return wide
+
+    def own_memory(self, memory: Tensor) -> Tensor:
+        return memory[..., self.missing.flatten() == 0]
 
     def prepare(self, recipe: Recipe, damping: float, steps: int, shift: int) -> None:
         """Plans whose sizes change cannot be shifted."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ocp.engines.native.recorder import Recorder
 
 LEAST = 64  # entries from which a matrix is read by a loop
+LONG = 12  # rows or columns: the last layer of a network may have few entries
 PRODUCTS: dict[str, tuple[int, int]] = {  # where the factors are
     "mm": (0, 1), "mv": (0, 1), "addmm": (1, 2), "addmv": (1, 2),
 }  # fmt: skip
@@ -60,7 +61,8 @@ def by_weights(recorder: Recorder, name: str, args: Sequence[Any]) -> Weighted |
 
 def weights_of(recorder: Recorder, value: Value) -> Weights | None:
     """None where its entries do not lie evenly, or are few."""
-    if value.tensor.ndim != 2 or value.tensor.numel() < LEAST:
+    few = value.tensor.numel() < LEAST and max(value.shape, default=0) < LONG
+    if value.tensor.ndim != 2 or few:
         return None
     place = recorder.place(value)
     if place is None or place.source.per_problem or place.strides.any():

@@ -1,27 +1,39 @@
-"""The second derivatives of f as a table, for the sweep of a single problem.
+"""The second-order terms of f in two parts, for the sweep of a single problem.
 
-``v . f_zz`` is wanted with v = V_x of the next stage, one stage after another. The second
-derivatives themselves depend on the trajectory alone: they are computed ahead, stages side by side
-in the lanes, and what is left for the sweep is a product per entry that is not constant. Which is
-less to do, where their common subexpressions keep them from costing n times the contraction.
+``v . f_zz`` is wanted with v = V_x of the next stage, one stage after another. What does not depend
+on v depends on the trajectory alone: it is computed ahead, stages side by side in the lanes, and
+kept in a table for the sweep. There are three ways to draw the line; the one that leaves the least
+to do is taken. The table has
+
+- the second derivatives themselves: the sweep has a product for each entry that is not constant;
+  where their common subexpressions keep them from costing n times the contraction;
+- or what the contraction, by edge pushing or by tangents of the gradient, is made of besides v.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ocp.engines.native.derive import Derivatives
-from ocp.engines.native.forms import MADE, Matrix, all_ids, operations, scalar_code
+from ocp.engines.native.forms import MADE, flat, operations
 from ocp.engines.native.graph import Graph, TooLarge
+from ocp.engines.native.pushing import can_push, pushed_hessian
 from ocp.engines.native.solves import expand_solves
 
 STAGES = 4  # assumed to be computed side by side
-GAIN = 0.75  # of the contraction's operations: a table with more is not worth its memory
-LONGER = 2.5  # times the contraction's operations: more would take too long to compile
 LONGEST = 3_000  # operations of a table: acrobot's 7 000 took 30 s to compile instead of 5
-MOST = 4_000  # operations of a contraction for which a table is tried
+MOST = 4_000  # operations within the sweep
 
 
-def table(g: Graph, f: list[int], n: int, m: int) -> tuple[list[int], list[int]]:
-    """Entries of the table as functions of x and u, and ``v . f_zz`` (d, d) as one of S and v.
+class Split(NamedTuple):
+    """Entries of the table as functions of x and u, and ``v . f_zz`` (d, d) as one of S and v."""
+
+    entries: list[int]
+    combined: list[int]
+
+
+def table(g: Graph, f: list[int], n: int, m: int) -> Split:
+    """The split with the least to do.
 
     Args:
         g: the graph of the problem.
@@ -29,39 +41,65 @@ def table(g: Graph, f: list[int], n: int, m: int) -> tuple[list[int], list[int]]
         n, m: sizes.
 
     Returns:
-        Both empty where the table is not worth it.
+        Both empty where f is linear, has products with matrices, or all ways are too long.
     """
-    contraction = operations_of_contraction(g, f, n, m)
-    if contraction is None:
-        return [], []
-    try:
-        with g.at_most(MADE * MOST):
-            entries, combined = made(g, f, n, m)
-    except TooLarge:
-        return [], []
-    ahead, within = operations(g, entries), operations(g, combined)
-    worth = ahead / STAGES + len(entries) + within <= GAIN * contraction
-    if not entries or not worth or ahead > min(LONGEST, LONGER * contraction):
-        return [], []
-    return entries, combined
-
-
-def operations_of_contraction(g: Graph, f: list[int], n: int, m: int) -> int | None:
-    """Of ``v . f_zz`` as scalar code; None where they are more than `MOST`, or loops."""
-    if any(g.ops[i] == "matvec" for i in g.reachable(f)):
-        return None
-    by_z = Derivatives(g, variables(g, n, m))
-    along = by_z.gradient(f, [g.leaf("v", k) for k in range(n)])
-    pieces, _ = scalar_code(g, [], Matrix("H", along, by_z, symmetric=True), MOST)
-    return None if pieces is None else operations(g, all_ids(pieces))
+    splits = []
+    if not any(g.ops[i] in ("matvec", "net") for i in g.reachable(f)):
+        for way in (by_pushing, by_tangents, by_entries):
+            try:
+                with g.at_most(MADE * MOST):
+                    split = way(g, f, n, m)
+            except TooLarge:
+                continue
+            ahead, within = operations(g, split.entries), operations(g, split.combined)
+            if split.entries and ahead <= LONGEST and within <= MOST:
+                splits.append((ahead / STAGES + len(split.entries) + within, split))
+    return min(splits, key=lambda pair: pair[0])[1] if splits else Split([], [])
 
 
 def variables(g: Graph, n: int, m: int) -> list[int]:
     return [g.leaf(kind, i) for kind, size in (("x", n), ("u", m)) for i in range(size)]
 
 
-def made(g: Graph, f: list[int], n: int, m: int) -> tuple[list[int], list[int]]:
-    """Both parts of `table`, worth it or not."""
+def seeds(g: Graph, n: int) -> list[int]:
+    return [g.leaf("v", k) for k in range(n)]
+
+
+def by_pushing(g: Graph, f: list[int], n: int, m: int) -> Split:
+    if not can_push(g, f):
+        return Split([], [])
+    return divided(g, flat(pushed_hessian(Derivatives(g, variables(g, n, m)), f, seeds(g, n))))
+
+
+def by_tangents(g: Graph, f: list[int], n: int, m: int) -> Split:
+    by_z = Derivatives(g, variables(g, n, m))
+    return divided(g, expand_solves(g, flat(by_z.hessian(by_z.gradient(f, seeds(g, n))))))
+
+
+def divided(g: Graph, H: list[int]) -> Split:
+    """Everything that does not depend on v into the table, as far as the rest reads it."""
+    order = g.reachable(H)
+    along: set[int] = set()
+    for i in order:
+        if (g.ops[i] == "leaf" and g.data[i][0] == "v") or any(a in along for a in g.args[i]):
+            along.add(i)
+    stored: dict[int, int] = {}
+    new: dict[int, int] = {}
+
+    def read(i: int) -> int:
+        """A number, what depends on v, or what is read from the table."""
+        if i in along or g.ops[i] == "number":
+            return new.get(i, i)
+        return g.leaf("S", stored.setdefault(i, len(stored)))
+
+    for i in order:
+        if i in along and g.args[i]:
+            new[i] = g.node(g.ops[i], tuple(read(a) for a in g.args[i]), g.data[i])
+    combined = [read(h) for h in H]
+    return Split(list(stored), combined)
+
+
+def by_entries(g: Graph, f: list[int], n: int, m: int) -> Split:
     by_z, d = Derivatives(g, variables(g, n, m)), n + m
     tensor = [by_z.hessian(row) for row in by_z.jacobian(f)]
     stored: dict[int, int] = {}  # node: its place
@@ -82,4 +120,4 @@ def made(g: Graph, f: list[int], n: int, m: int) -> tuple[list[int], list[int]]:
                     if hessian[i][j] != g.zero
                 ]
                 combined[i * d + j] = combined[j * d + i] = g.sum(terms)
-    return expand_solves(g, list(stored)), combined
+    return Split(expand_solves(g, list(stored)), combined)

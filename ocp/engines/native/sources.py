@@ -87,6 +87,7 @@ def visible(name: str, value: Tensor, surroundings: Surroundings) -> Source:
     """
     path = surroundings.path(value)
     if path is None:
+        surroundings.reads(value)
         return fixed(name, value)
 
     def read(problem: Problem) -> Tensor:

@@ -1,121 +1,114 @@
-"""What a user's functions can see from where they stand: closures, attributes, globals.
+"""What a user's functions can see from where they stand: closures, attributes, globals, classes.
 
 A program is made once, yet ``cost.goal = new_goal`` between two solves has to be seen, as the
-eager engine sees it. Tensors are therefore read by the way they were found (``cost.goal``), and
-numbers found on such ways are compared with what they were: one that changed makes the program
-stale, since Python numbers are constants of its text.
+eager engine sees it. Tensors are therefore read by the way they were found (``cost.goal``).
+Everything else on such ways is a constant of the program's text: numbers, which function stands
+where, sizes of lists and of tensors, entries of NumPy arrays. Each is a fact, and one that changed
+makes the program stale.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
-from functools import partial
-from types import CodeType, FunctionType, MethodType, ModuleType
+from collections.abc import Callable, Iterable, Mapping
+from operator import is_
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Step = tuple[str, Any]
-Path = tuple[Step, ...]
+from ocp.engines.native.views import (
+    ATOMS,
+    Namespaces,
+    Path,
+    View,
+    atom_alike,
+    follow,
+    named,
+    view_of,
+)
 
-LIBRARIES = ("torch", "numpy", "builtins", "typing", "abc", "math", "functools")
 LARGEST = 20_000  # objects looked at
-ITEMS = 1_000  # of one container
-NUMBERS = (bool, int, float, str)
-ENDS = (*NUMBERS, Tensor, type(None), ModuleType, type, torch.dtype, torch.device)
+
+Fact = Any
+Held = tuple[Callable[[], Iterable[Any]], tuple[Any, ...]]  # reads a container, and what it held
 
 
-def names_in(code: CodeType) -> set[str]:
-    """Global names and attributes a function uses, those of functions in it included."""
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            names |= names_in(constant)
-    return names
+def default_dtype() -> tuple[torch.dtype]:
+    """Of numbers that become tensors."""
+    return (torch.get_default_dtype(),)
 
 
-def around(thing: Any) -> Iterator[tuple[Step, Any]]:
-    """What one step leads to."""
-    if isinstance(thing, ENDS) or is_library(thing):
-        return
-    if isinstance(thing, FunctionType):
-        for k, cell in enumerate(thing.__closure__ or ()):
-            if cell_is_set(cell):
-                yield ("cell", k), cell.cell_contents
-        for name in sorted(names_in(thing.__code__) & thing.__globals__.keys()):
-            yield ("global", name), thing.__globals__[name]
-        for k, default in enumerate(thing.__defaults__ or ()):
-            yield ("default", k), default
-    elif isinstance(thing, MethodType):
-        yield ("attribute", "__self__"), thing.__self__
-        yield ("attribute", "__func__"), thing.__func__
-    elif isinstance(thing, partial):
-        for name in ("func", "args", "keywords"):
-            yield ("attribute", name), getattr(thing, name)
-    elif isinstance(thing, dict):
-        yield from ((("item", k), v) for k, v in list(thing.items())[:ITEMS])
-    elif isinstance(thing, list | tuple):
-        yield from ((("item", k), v) for k, v in enumerate(thing[:ITEMS]))
-    else:
-        yield from of_object(thing)
+class Crawl:
+    """One walk from the roots: facts by their ways, tensors, and what the containers held.
 
-
-def is_library(thing: Any) -> bool:
-    """Functions of PyTorch, NumPy and Python itself see nothing of the user's."""
-    module = getattr(thing, "__module__", None) if isinstance(thing, FunctionType) else None
-    return isinstance(module, str) and module.split(".")[0] in LIBRARIES
-
-
-def of_object(thing: Any) -> Iterator[tuple[Step, Any]]:
-    """Attributes, and what the class adds: its functions look at globals of their own."""
-    own = getattr(thing, "__dict__", {})
-    yield from ((("attribute", name), value) for name, value in list(own.items())[:ITEMS])
-    for kind in type(thing).__mro__:
-        if kind.__module__.split(".")[0] in LIBRARIES:
-            continue
-        for name, value in vars(kind).items():
-            if name in own or (name.startswith("__") and name != "__call__"):
-                continue
-            if isinstance(value, FunctionType):
-                yield ("method", (kind, name)), value
-            elif isinstance(value, Tensor | bool | int | float):
-                yield ("attribute", name), value
-
-
-def cell_is_set(cell: Any) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True
-
-
-def follow(thing: Any, path: Path) -> Any:
-    """Where the way leads now.
-
-    Raises:
-        LookupError, AttributeError: it ends on the way.
+    Args:
+        roots: by name.
+        shared: memory that the program reads, as (start, end): arrays there are no constants.
     """
-    for kind, key in path:
-        if kind == "cell":
-            thing = thing.__closure__[key].cell_contents
-        elif kind == "global":
-            thing = thing.__globals__[key]
-        elif kind == "default":
-            thing = thing.__defaults__[key]
-        elif kind == "method":
-            thing = vars(key[0])[key[1]]
-        elif kind == "attribute":
-            thing = getattr(thing, key)
-        else:
-            thing = thing[key]
-    return thing
+
+    def __init__(self, roots: Mapping[str, Any], shared: Iterable[tuple[int, int]]) -> None:
+        self.shared = tuple(shared)
+        self.facts: dict[Path, Fact] = {}
+        self.held: list[Held] = [(default_dtype, default_dtype())]
+        self.tensors: dict[int, tuple[Tensor, Path]] = {}
+        self.twice: set[int] = set()  # tensors with several ways to them
+        self.facts[("", "the default dtype"),] = torch.get_default_dtype()
+        self._first: dict[int, tuple[Any, Path]] = {}
+        self._queue: deque[tuple[Path, Any]] = deque([((), dict(roots))])
+        self._code: set[CodeType] = set()
+        names: set[str] = set()
+        spaces = Namespaces()
+        while self._queue and len(self._first) < LARGEST:
+            path, thing = self._queue.popleft()
+            self._visit(path, thing, names, spaces)
+            if not self._queue:  # attributes of modules, by the names that functions use
+                for view, at in spaces.more(names):
+                    self._add(view, at)
+
+    def _visit(self, path: Path, thing: Any, names: set[str], spaces: Namespaces) -> None:
+        if isinstance(thing, ATOMS):
+            self.facts[path] = Atom(thing)
+            return
+        if id(thing) in self._first:
+            self.facts[path] = ("the same as", self._first[id(thing)][1])
+            self.twice.add(id(thing))
+            return
+        self._first[id(thing)] = thing, path
+        if isinstance(thing, Tensor):
+            self.tensors[id(thing)] = thing, path
+        code = getattr(thing, "__code__", None)
+        if isinstance(code, CodeType) and code not in self._code:
+            self._code.add(code)
+            names |= named(code)
+        if spaces.takes(thing):
+            spaces.keep(thing, path)
+        view = view_of(thing, self.shared)
+        self.facts[path] = view.fact
+        self._add(view, path)
+
+    def _add(self, view: View, path: Path) -> None:
+        self.held += ((read, tuple(read())) for read in view.reads)
+        self._queue.extend(((*path, step), child) for step, child in view.children)
+
+
+class Atom:
+    """A number or text, equal to others of its type that are written alike: nan to nan."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Atom) and atom_alike(self.value, other.value)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Surroundings:
-    """Ways to the tensors and numbers that can be seen from the roots.
+    """Ways to the tensors that can be seen from the roots, and what else is seen there.
 
     Args:
         roots: by name, as ``{"dynamics": f, "cost": cost}``.
@@ -123,40 +116,60 @@ class Surroundings:
 
     def __init__(self, roots: Mapping[str, Any]) -> None:
         self.roots = dict(roots)
-        self._tensors: dict[int, tuple[Tensor, Path]] = {}
-        self._numbers: list[tuple[Path, Any]] = []
-        start: Path = ()
-        queue: deque[tuple[Path, Any]] = deque([(start, self.roots)])
-        seen: dict[int, Any] = {}
-        while queue and len(seen) < LARGEST:
-            path, thing = queue.popleft()
-            if isinstance(thing, NUMBERS):
-                self._numbers.append((path, thing))
-            elif id(thing) not in seen:
-                seen[id(thing)] = thing
-                if isinstance(thing, Tensor):
-                    self._tensors[id(thing)] = thing, path
-                queue.extend(((*path, step), child) for step, child in around(thing))
+        self._shared: list[tuple[int, int]] = []
+        self._seen = Crawl(self.roots, ())
+        self._facts = self._seen.facts
 
     def path(self, tensor: Tensor) -> Path | None:
         """The way to a tensor; None if it cannot be seen."""
-        found = self._tensors.get(id(tensor))
+        found = self._seen.tensors.get(id(tensor))
         return None if found is None else found[1]
 
+    def reads(self, tensor: Tensor) -> None:
+        """The program reads this tensor's memory at run time: an array that lies there is no
+        constant, as long as it stays where it is."""
+        start = tensor.data_ptr()
+        self._shared.append((start, start + max(1, tensor.untyped_storage().nbytes())))
+
     def settle(self) -> None:
-        """Forget the numbers that a run of the functions changes itself: counters of calls."""
-        self._numbers = [(path, value) for path, value in self._numbers if self._is(path, value)]
+        """Forget the facts that a run of the functions changes itself: counters of calls."""
+        now = Crawl(self.roots, self._shared)
+        settled = Crawl(self.roots, ()).facts if self._shared else now.facts
+        kept = {path for path, fact in self._facts.items() if settled.get(path) == fact}
+        self._facts = {path: fact for path, fact in now.facts.items() if path in kept}
+        self._seen = now
 
     def changed(self) -> str | None:
-        """The first number that is not what it was, as ``cost.width``; None if there is none."""
-        for path, value in self._numbers:
-            if not self._is(path, value):
-                return ".".join(str(key[1]) if kind == "method" else str(key) for kind, key in path)
+        """The first fact that is not what it was, as ``cost.width``; None if there is none."""
+        twice = self._seen.twice
+        try:
+            for read, then in self._seen.held:
+                now = tuple(read())
+                if len(now) != len(then):
+                    return self._compared()
+                if not all(map(is_, now, then)):
+                    pairs = zip(then, now, strict=True)
+                    if not all(a is b or alike(a, b, twice) for a, b in pairs):
+                        return self._compared()
+        except (LookupError, AttributeError, ValueError):  # a cell or an attribute is gone
+            return self._compared()
         return None
 
-    def _is(self, path: Path, value: Any) -> bool:
-        try:
-            now = follow(self.roots, path)
-        except (LookupError, AttributeError, ValueError, TypeError):
-            return False
-        return now is value or (type(now) is type(value) and repr(now) == repr(value))
+    def _compared(self) -> str | None:
+        now = Crawl(self.roots, self._shared)
+        for path, fact in self._facts.items():
+            if now.facts.get(path) != fact:
+                return ".".join(str(key) for _, key in path)
+        self._seen = now
+        return None
+
+
+def alike(then: Any, now: Any, twice: set[int]) -> bool:
+    """Whether a new thing in the place of another makes no difference: told without a walk."""
+    if isinstance(then, Tensor):
+        same = isinstance(now, Tensor) and now.shape == then.shape and now.dtype == then.dtype
+        return same and now.device == then.device and id(then) not in twice
+    return isinstance(then, ATOMS) and atom_alike(then, now)
+
+
+__all__ = ["Path", "Surroundings", "follow"]

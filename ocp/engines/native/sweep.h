@@ -42,8 +42,15 @@ OCP_FN void expand_stage(const V* x, const V* u, const Context<V>& c, Stage<V>& 
 
 // 0 while everything added is finite, nan from then on.
 template <class V> OCP_FN void add_residue(V& residue, const V* values, int count) {
-  OCP_UNROLL
-  for (int i = 0; i < count; ++i) residue += values[i] * V(0);
+  V more[3] = {V(0), V(0), V(0)};  // each sum waits for its last addition
+  int i = 0;
+  for (; i + 4 <= count; i += 4) {
+    residue += values[i] * V(0);
+    OCP_UNROLL
+    for (int k = 0; k < 3; ++k) more[k] += values[i + 1 + k] * V(0);
+  }
+  for (; i < count; ++i) residue += values[i] * V(0);
+  residue += (more[0] + more[1]) + more[2];
 }
 
 template <class V> OCP_FN void add_stage_residue(V& residue, const Stage<V>& s) {
@@ -74,6 +81,16 @@ template <int size, class V> OCP_FN void add_row(V a, const V* x, V* y) {
   } else {
     OCP_UNROLL
     for (int i = 0; i < size; ++i) y[i] += a * x[i];
+  }
+}
+
+// y += A' x of a matrix (rows, columns), row by row.
+template <int rows, int columns, class V> OCP_FN void add_rows_of(const V* x, const V* A, V* y) {
+  if constexpr (blocked(d)) {
+    add_product<1, rows, columns, false>(x, 0, 1, A, columns, y, columns);
+  } else {
+    OCP_UNROLL
+    for (int k = 0; k < rows; ++k) add_row<columns>(x[k], A + k * columns, y);
   }
 }
 
@@ -123,10 +140,8 @@ template <class V> OCP_FN void curve_small(const Stage<V>& s, const V* xx, V* Q)
 
 template <class V> OCP_FN void curve_large(const Stage<V>& s, const V* xx, V* Q) {
   V product[n * d], full[d * d];
-  for (int i = 0; i < n * d; ++i) product[i] = V(0);
-  add_product<n, n, d, false>(xx, n, 1, s.F, d, product, d);
-  for (int i = 0; i < d * d; ++i) full[i] = V(0);
-  add_product<d, n, d, true>(s.F, 1, d, product, d, full, d);
+  add_product<n, n, d, false, true>(xx, n, 1, s.F, d, product, d);
+  add_product<d, n, d, true, true>(s.F, 1, d, product, d, full, d);
   for (int i = 0; i < d; ++i) add(i + 1, s.H + tri(i, 0), full + i * d, Q + tri(i, 0));
 }
 
@@ -137,8 +152,7 @@ OCP_FN void quadratic(const Stage<V>& s, const Value<V>& v, Quadratic<V>& model)
   else curve_small(s, v.xx, model.Q);
   OCP_UNROLL
   for (int i = 0; i < d; ++i) model.q[i] = s.g[i];
-  OCP_UNROLL
-  for (int k = 0; k < n; ++k) add_row<d>(v.x[k], s.F + k * d, model.q);
+  add_rows_of<n, d>(v.x, s.F, model.q);
 }
 
 // Q_uu (a lower triangle) and Q_ux (m, n) with the damping on Q_uu, or on v_xx inside both.
@@ -213,13 +227,10 @@ OCP_FN void carry_slope(
   V along[d];
   OCP_UNROLL
   for (int i = 0; i < d; ++i) along[i] = s.g[i];
+  add_rows_of<n, d>(v.p, s.F, along);
   OCP_UNROLL
-  for (int r = 0; r < n; ++r) add_row<d>(v.p[r], s.F + r * d, along);
-  OCP_UNROLL
-  for (int a = 0; a < m; ++a) {
-    promise.slope += k[a] * along[n + a];
-    add_row<n>(along[n + a], K + a * n, along);
-  }
+  for (int a = 0; a < m; ++a) promise.slope += k[a] * along[n + a];
+  add_rows_of<m, n>(along + n, K, along);
   OCP_UNROLL
   for (int i = 0; i < n; ++i) v.p[i] = along[i];
 }
@@ -250,8 +261,12 @@ OCP_FN void hessian_large(const Quadratic<V>& model, const V* K, const V* R, V* 
     for (int j = 0; j < n; ++j) ux[a * n + j] = model.Q[tri(n + a, j)];
   for (int i = 0; i < n; ++i)
     for (int j = 0; j <= i; ++j) xx[i * n + j] = model.Q[tri(i, j)];
-  add_product<n, m, n, true>(K, 1, n, R, n, xx, n);
-  add_product<n, m, n, true>(ux, 1, n, K, n, xx, n);
+  V left[2 * m * n], right[2 * m * n];  // one product instead of two
+  for (int i = 0; i < m * n; ++i) {
+    left[i] = K[i], right[i] = R[i];
+    left[m * n + i] = ux[i], right[m * n + i] = K[i];
+  }
+  add_product<n, 2 * m, n, true>(left, 1, n, right, n, xx, n);
   for (int i = 0; i < n; ++i)
     for (int j = 0; j < i; ++j) xx[j * n + i] = xx[i * n + j];
 }
@@ -280,11 +295,9 @@ OCP_FN void value_of(
   if constexpr (blocked(d)) add_product<m, m, n, false>(uu, m, 1, K, n, R, n);
   OCP_UNROLL
   for (int i = 0; i < n; ++i) v.x[i] = model.q[i];
+  add_rows_of<m, n>(uuk, K, v.x);
   OCP_UNROLL
-  for (int a = 0; a < m; ++a) {
-    add_row<n>(uuk[a], K + a * n, v.x);
-    add_row<n>(k[a], model.Q + tri(n + a, 0), v.x);
-  }
+  for (int a = 0; a < m; ++a) add_row<n>(k[a], model.Q + tri(n + a, 0), v.x);
   if constexpr (blocked(d)) hessian_large(model, K, R, v.xx);
   else hessian_small(model, K, R, v.xx);
 }
@@ -318,8 +331,9 @@ template <class V> OCP_FN void record_costate(const Pass<V>& pass, Int t, const 
   V along[d];
   OCP_UNROLL
   for (int i = 0; i < d; ++i) along[i] = s.g[i];
-  OCP_UNROLL
-  for (int r = 0; r < n; ++r) add_row<d>(pass.p[(t + 1) * n + r], s.F + r * d, along);
+  V after[n];
+  read<n>(pass.p + (t + 1) * n, after);
+  add_rows_of<n, d>(after, s.F, along);
   write<n>(along, pass.p + t * n);
   write<m>(along + n, pass.hu + t * m);
 }

@@ -1,4 +1,4 @@
-// What the threads of a block share out when a problem belongs to them all (OCP_SINGLE on a GPU).
+// What the threads of a problem share out on a GPU, where it belongs to several, see grid.h.
 #pragma once
 #include "contracted.h"
 #include "rollout.h"
@@ -34,6 +34,9 @@ struct TeamWork {
 // A block has 48 kB of fast memory without asking for more; larger models work in global memory.
 constexpr bool fits = sizeof(TeamWork) <= OCP_TEAM_BYTES;
 
+// Whether the line search tries several step sizes at the same time.
+constexpr bool together = ranks > 1;
+
 // Stages of one problem, one a thread; returns their residue.
 OCP_FN Real expand_over_time(const Data& data, Context<Real> c, Array<Real> xs, Array<Real> us,
                              Array<FullStage> stages) {
@@ -51,33 +54,54 @@ OCP_FN Real expand_over_time(const Data& data, Context<Real> c, Array<Real> xs, 
   }
   return team_sum(residue);
 }
+// The same into numbers [T][stage_size], where problems lie side by side.
+OCP_FN Real expand_over_time(const Data& data, Context<Real> c, Array<Real> xs, Array<Real> us,
+                             Array<Real> stages) {
+  Real residue = 0, x[n], u[m];
+  for (Int t = team_rank(); t < data.T; t += team_size()) {
+    Stage<Real> s;
+    read<n>(xs + t * n, x);
+    read<m>(us + t * m, u);
+    c.at(t);
+    expand_stage(x, u, c, s);
+    add_stage_residue(residue, s);
+    write<stage_size<Real>>((const Real*)&s, stages + t * stage_size<Real>);
+  }
+  return team_sum(residue);
+}
 
 // Trajectories of one problem for `count` step sizes, one a thread, and their costs and residues.
-constexpr int at_once = team < 16 ? team : 16;
+constexpr int at_once = ranks < 16 ? ranks : 16;
 OCP_FN void follow_each(const Data& data, const Context<Real>& c, const Nominal<Real>& about,
                         const Real* sizes, int count, Array<Real> xs, Array<Real> us, Real* cost,
                         Real* residue) {
-  __shared__ Real costs[at_once], residues[at_once];
-  const int j = int(team_rank());
+  __shared__ Real costs[at_once * beside], residues[at_once * beside];
+  const int j = int(team_rank()), own = int(place_in_block());
   if (j < count) {
     const auto out = follow(data, c, about, sizes[j], xs, us);
-    costs[j] = out.cost, residues[j] = out.residue;
+    costs[j * beside + own] = out.cost, residues[j * beside + own] = out.residue;
   }
   team_sync();
-  for (int i = 0; i < count; ++i) cost[i] = costs[i], residue[i] = residues[i];
+  for (int i = 0; i < count; ++i)
+    cost[i] = costs[i * beside + own], residue[i] = residues[i * beside + own];
   team_sync();
 }
 
-// Room for the trajectories of all step sizes; each thread has its own, side by side.
+// Room for the trajectories of all step sizes, of `count` numbers each; every thread of a team has
+// its own: side by side, or, where problems lie side by side, one after the other.
 OCP_FN Array<Real> trial_room(Arena& arena, Int count) {
 #if OCP_SINGLE
   return {arena.take<Real>(count * at_once).first + team_rank() % at_once, at_once};
 #else
-  return arena.take<Real>(count);
+  return arena.take<Real>(count * at_once) + team_rank() * count;
 #endif
 }
-OCP_FN Real trial_entry(const Array<Real>& trials, Int i, int trial) {
+OCP_FN Real trial_entry(const Array<Real>& trials, Int count, Int i, int trial) {
+#if OCP_SINGLE
   return trials.first[i * trials.stride + trial - team_rank() % at_once];
+#else
+  return trials[(trial - team_rank()) * count + i];
+#endif
 }
 
 }  // namespace ocp

@@ -26,9 +26,10 @@ OCP_FN Int threads_for(Int threads, Int count) {
   return most < 1 ? 1 : most > most_threads ? most_threads : most;
 }
 
-// body(thread, begin, end) on equal parts of 0..count. A thread that cannot start runs here.
+// body(thread, begin, end) on equal parts of 0..count. A thread that cannot start runs here. For a
+// single problem starting threads would take longer than its stages.
 template <class Body> OCP_FN void parallel(Int threads, Int count, Body body) {
-  const Int used = threads_for(threads, count);
+  const Int used = single ? 1 : threads_for(threads, count);
   if (used == 1) return body(Int(0), Int(0), count);
   Part<Body> parts[most_threads];
   pthread_t handles[most_threads];

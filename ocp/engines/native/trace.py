@@ -86,7 +86,7 @@ class Watch(TorchFunctionMode):
         if name in UNTRACKED_READS:
             raise self.tracer.refused(name, "its result would be a constant of the program")
         if name == "__get__" and getattr(func, "__self__", None) is Tensor.data:
-            return args[0].detach()  # the same, seen by the dispatcher
+            func, args, name = Tensor.detach, args[:1], "detach"  # the same, seen by the dispatcher
         if name == "__getitem__" and (picks := computed_picks(args[1])):
             picked = pick(args[0], args[1], picks)
             if picked is None:

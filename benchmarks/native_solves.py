@@ -1,0 +1,180 @@
+"""Whole solves of the native engine against the eager one: trajectories, or status and cost.
+
+    python benchmarks/native_solves.py [--problems a,b] [--cases CASES_DIR] [--methods ilqr,ddp]
+                                       [--kinds plain,bounds,states] [--iterations 300] [--out F]
+
+Kinds of solves: `plain` from given controls; `bounds` with controls held to a part of what the
+plain solution uses (a problem's own bounds are kept); `states` from states that do not follow from
+the controls. CASES_DIR is that of `reference_cases.py`. Rows are appended to F (JSON lines), and
+what stands there already is not run again; `--table` prints them as a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ocp
+from ocp.problems.registry import REGISTRY
+
+METHODS = ("ilqr", "ddp", "newton", "pmp")
+KINDS = ("plain", "bounds", "states")
+SHARE = 0.6  # of the largest control of the plain solution, that the bounds leave
+EXACT, SAME = 1e-9, 1e-6
+
+
+def start(problem: ocp.Problem) -> list[torch.Tensor]:
+    """Controls in no special position, within the bounds."""
+    us = []
+    for t, m in enumerate(problem.control_dims):
+        k = torch.arange(1, m + 1, dtype=problem.x0.dtype)
+        u = 0.1 * torch.sin(1.3 * k + 0.2 * t)
+        if problem.lower is not None and problem.upper is not None:
+            u = torch.minimum(torch.maximum(u, problem.lower[t][0]), problem.upper[t][0])
+        us.append(u)
+    return us
+
+
+def arguments(
+    problem: ocp.Problem, kind: str, method: str
+) -> tuple[ocp.Problem, dict[str, Any]] | None:
+    """The problem of a kind of solve with its start; None where there is no such kind."""
+    us = start(problem)
+    if kind == "plain":
+        return problem, {"controls": us}
+    if kind == "states":
+        if not problem.uniform or method == "pmp":
+            return None
+        x0, T = problem.x0.reshape(-1, problem.state_dims[0])[0], problem.horizon
+        goal = x0.new_zeros(len(x0)) if problem.goal is None else problem.goal.reshape(-1)
+        part = torch.linspace(0, 1, T + 1, dtype=x0.dtype)[:, None]
+        return problem, {"controls": us, "states": x0 + 0.5 * part * (goal - x0)}
+    if problem.lower is not None or not problem.uniform:
+        return None
+    free = ocp.solve(problem, "ilqr", controls=us, engine="native", max_iterations=100)
+    most = SHARE * free.controls.abs().reshape(-1, problem.control_dims[0]).amax(0)
+    if not bool((most > 0).all()):
+        return None
+    problem = problem.replace(control_bounds=(-most, most))
+    return problem, {"controls": start(problem)}
+
+
+def difference(a: Any, b: Any) -> float:
+    """Largest entry of a - b, relative to 1 + the largest of b."""
+    a, b = (v if isinstance(v, torch.Tensor) else torch.cat([s.reshape(-1) for s in v])
+            for v in (a, b))  # fmt: skip
+    return float((a - b).abs().max() / (1 + b.abs().max()))
+
+
+def compare(problem: ocp.Problem, method: str, kind: str, most: int) -> dict[str, Any] | None:
+    """One row; None where there is no such solve."""
+    found = arguments(problem, kind, method)
+    if found is None:
+        return None
+    problem, given = found
+    eager, native = (
+        ocp.solve(problem, method, engine=engine, max_iterations=most, **given)
+        for engine in ("eager", "native")
+    )
+    return {
+        "method": method,
+        "kind": kind,
+        "status": [s.status.name for s in (eager, native)],
+        "iterations": [int(s.iterations) for s in (eager, native)],
+        "cost": [float(s.cost) for s in (eager, native)],
+        "states": difference(native.states, eager.states),
+        "controls": difference(native.controls, eager.controls),
+        "ran": native.engine,
+    }
+
+
+def verdict(row: dict[str, Any]) -> str:
+    eager, native = row["cost"]
+    if row["status"][0] != row["status"][1]:
+        return "differs"
+    if max(row["states"], row["controls"]) <= EXACT:
+        return "equal"
+    return "same" if abs(native - eager) <= SAME * max(abs(eager), 1e-12) else "differs"
+
+
+def classic() -> Iterator[tuple[str, ocp.Problem]]:
+    for name, entry in REGISTRY.items():
+        yield name, entry.factory()
+
+
+def reference(folder: Path) -> Iterator[tuple[str, ocp.Problem]]:
+    from reference_cases import load, problem_of
+
+    module, _ = load(folder)
+    for name, case in module.CASES.items():
+        if not (case.path or case.term_eq or case.term_ineq):
+            yield name, problem_of(module, case)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A line a problem and kind, a column a method; where solves are not equal, how they differ."""
+    methods = [m for m in METHODS if any(r["method"] == m for r in rows)]
+    lines = ["| problem | kind | " + " | ".join(methods) + " |", "|---" * (2 + len(methods)) + "|"]
+    for problem, kind in dict.fromkeys((r["problem"], r["kind"]) for r in rows):
+        cells = []
+        for method in methods:
+            key = problem, kind, method
+            mine = [r for r in rows if (r["problem"], r["kind"], r["method"]) == key]
+            cells.append(cell(mine[0]) if mine else "")
+        lines.append(f"| {problem} | {kind} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cell(row: dict[str, Any]) -> str:
+    found, (eager, native) = verdict(row), row["cost"]
+    if found == "equal":
+        return f"equal, {max(row['states'], row['controls']):.0e}"
+    away = f"{abs(native - eager) / max(abs(eager), 1e-12):.0e}"
+    if found == "same":
+        return f"same, cost {away}, trajectory {max(row['states'], row['controls']):.0e}"
+    statuses = " / ".join(s.lower().replace("_", " ") for s in row["status"])
+    return f"**differs**, cost {away}, {statuses}, iterations {row['iterations']}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problems", default="")
+    parser.add_argument("--cases", type=Path)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--iterations", type=int, default=300)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    if options.out and options.out.exists():
+        rows = [json.loads(line) for line in options.out.read_text().splitlines()]
+    if options.table:
+        print(table(rows))
+        return
+    done = {(r["problem"], r["method"], r["kind"]) for r in rows}
+    problems = list(reference(options.cases) if options.cases else classic())
+    wanted = options.problems.split(",") if options.problems else [name for name, _ in problems]
+    for method in options.methods.split(","):
+        for kind in options.kinds.split(","):
+            for name, problem in problems:
+                if name not in wanted or (name, method, kind) in done:
+                    continue
+                row = compare(problem, method, kind, options.iterations)
+                if row is None:
+                    continue
+                row = {"problem": name, **row}
+                print(f"{name:22s} {method:7s} {kind:7s} {cell(row)}", flush=True)
+                if options.out:
+                    with options.out.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
