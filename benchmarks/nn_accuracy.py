@@ -219,8 +219,8 @@ def summary(results: dict[str, dict[str, Trace]], seconds: float, goal: float) -
     lines = []
     for name, by_seed in results.items():
         traces = list(by_seed.values())
-        cells = [spread([loss_at(trace, t) for trace in traces], ".1e") for t in times]
-        lines.append([name, *cells, spread([first_time(t, goal) for t in traces], ".1f")])
+        cells = [spread([loss_at(trace, t) for trace in traces], ".1e", "none yet") for t in times]
+        lines.append([name, *cells, spread([first_time(t, goal) for t in traces], ".1f", "never")])
     seeds = max(len(v) for v in results.values())
     return Table(
         f"mean squared error after CPU seconds; median (range) over {seeds} seeds",
@@ -229,9 +229,9 @@ def summary(results: dict[str, dict[str, Trace]], seconds: float, goal: float) -
     )
 
 
-def spread(values: list[float], form: str) -> str:
+def spread(values: list[float], form: str, missing: str) -> str:
     def text(v: float) -> str:
-        return f"{v:{form}}" if math.isfinite(v) else "never"
+        return f"{v:{form}}" if math.isfinite(v) else missing
 
     middle = statistics.median(values)
     if len(values) == 1:
