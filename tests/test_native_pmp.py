@@ -144,6 +144,9 @@ def test_neither_neighbours_nor_chunks_nor_threads_change_a_lane(monkeypatch):
     problem = batch_of(van_der_pol((-0.3, 1.0), horizon=20, dt=0.1), 11, 0.4)
     solver = PMP(engine="native", pairs=5)
     state = solver.init(problem, guess(problem))
+    before = state.engine.work_bytes
+    solver.steps(problem, state, 1)
+    assert state.engine.work_bytes > before  # room for what is remembered
     whole = chunks = state
     while whole.running:
         whole = solver.steps(problem, whole, 200)

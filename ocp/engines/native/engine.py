@@ -344,6 +344,7 @@ class Native(Eager):
             return None
         if self.data_block.slots != pairs + 1:
             self.data_block.slots, self.work = pairs + 1, None
+            self.__dict__.pop("work_bytes", None)  # there is more to keep now
         if memory is not None:
             return memory.contiguous().clone()
         T, B, _, m = self.sizes
