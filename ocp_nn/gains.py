@@ -29,7 +29,7 @@ class Gains(NamedTuple):
 def fit(model: Model) -> bool:
     """Whether gains and value Hessians are small enough, and all samples here."""
     sizes = [x.numel() for x in model.xs]
-    gains = sum(u.numel() * n for u, n in zip(model.us, sizes, strict=False))
+    gains = sum(form.m * n for form, n in zip(model.forms, sizes, strict=False))
     return max(gains, sum(n * n for n in sizes)) <= LARGEST and model.shards.count(1) == 1
 
 
@@ -60,8 +60,8 @@ def gains_of(model: Model, source: Proximal | Paper | Separate) -> Gains:
     for t, form in enumerate(model.forms):
         n = model.xs[t].numel()
         if form.m == 0:
-            k.append(model.us[t].clone())
-            K.append(model.us[t].new_zeros(0, n))
+            k.append(model.xs[t].new_zeros(0))
+            K.append(model.xs[t].new_zeros(0, n))
             continue
         J, h = form.rows(model.xs[t], model.us[t], model.y(t + 1)), model.linear[t]
         z, response = coordinates(source, t)
@@ -85,8 +85,8 @@ def coordinates(source: Proximal | Paper | Separate, t: int) -> tuple[Tensor, Te
         L = source.factors[t]
         return torch.cholesky_solve(source.ws[t][:, None], L)[:, 0], torch.cholesky_inverse(L)
     z, C = source.zs[t], source.Cs[t]
-    units = torch.eye(z.shape[0], dtype=z.dtype, device=z.device)
-    return z, torch.stack([C(unit) for unit in units], dim=1)
+    eye = torch.eye(z.shape[0], dtype=z.dtype, device=z.device)
+    return z, torch.stack([C(e) for e in eye])
 
 
 def values(model: Model, source: Proximal, ys: list[Cotangents]) -> list[tuple[Tensor, Tensor]]:

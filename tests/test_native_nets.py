@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import ocp
 from ocp.engines import Eager, eager
-from ocp.engines.native import build, compiled, emit
+from ocp.engines.native import build, compiled, emit, reroll
 from ocp.engines.native.engine import Native
 
 F64 = torch.float64
@@ -205,6 +205,14 @@ def test_text_does_not_depend_on_the_width():
         for width in (16, 48, 160)
     ]
     assert lines[0] == lines[1] == lines[2]
+
+
+def test_a_network_that_would_need_much_memory_is_compiled_layer_by_layer(monkeypatch):
+    monkeypatch.setattr(reroll, "MOST", 100)
+    problem = problem_of(dense((4, 13, 13, 3)))
+    program = forms_agree(problem)
+    assert networks_in(program) == 0 and "matvec<" in program.text
+    agree_with_torch(problem, program)
 
 
 def test_a_network_in_the_costs():

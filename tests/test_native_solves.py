@@ -27,8 +27,12 @@ F64 = torch.float64
 EQUAL = [
     ("pendulum", "plain", "ilqr"),
     ("pendulum", "bounds", "ilqr"),
-    ("cartpole", "plain", "ilqr"),
+    ("acrobot", "plain", "ilqr"),
+    ("pendulum", "states", "ilqr"),
     ("unicycle", "bounds", "ilqr"),
+    ("unicycle", "states", "ilqr"),
+    ("masses", "bounds", "ilqr"),
+    ("van_der_pol", "bounds", "ilqr"),
 ]
 
 

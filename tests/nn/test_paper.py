@@ -190,7 +190,10 @@ def test_value_hessians_of_a_batch_lose_their_block_structure(B):
 
 
 def test_with_one_sample_and_two_classes_value_hessians_are_outer_products():
-    """Eq. 16: ``V_xx = z z'`` with ``z_t = sqrt(1 - q_u' Q_uu^{-1} q_u) q_x`` stage by stage."""
+    """Eq. 16: ``V_xx = z z'`` with ``z_t = sqrt(1 - q_u' Q_uu^{-1} q_u) q_x`` stage by stage.
+
+    Follows from ``V_xx = Q_xx - Q_xu Q_uu^{-1} Q_ux`` with ``Q = (q_x, q_u) (q_x, q_u)'``.
+    """
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(),

@@ -9,7 +9,9 @@ from ocp.engines.native import nets
 from ocp.engines.native.graph import Graph, Weights
 from ocp.engines.native.vectors import Finder, NotAlike, Par, Scalars, Span, Vector
 
-MOST = 60_000  # tangents of the vectors of a network: what its second derivatives keep at a time
+# Tangents of the vectors of all networks, which second derivatives keep on the stack at a time: at
+# most 4 MB, with packs of 64 bytes.
+MOST = 60_000
 ENTRIES = 4_096  # of its Jacobian
 
 
@@ -131,7 +133,7 @@ class Rewriter:
         self.graph, self.finder = graph, finder
         self.groups = grouped(finder)
         self.nets: dict[object, nets.Net] = {}
-        self.entries: dict[tuple[int, int, int], int] = {}  # of a group: vector, entry: new node
+        self.tangents = 0
 
     def seen(self, i: int) -> tuple[Group, Vector, int] | None:
         """The network that a scalar is an output of."""
@@ -167,7 +169,8 @@ class Rewriter:
         if key not in self.nets:
             self.nets[key] = nets.made(self.graph, *key)
         net = self.nets[key]
-        if net.inputs * sum(net.sizes) > MOST or net.inputs * len(net.outputs) > ENTRIES:
+        self.tangents += net.inputs * sum(net.sizes)
+        if self.tangents > MOST or net.inputs * len(net.outputs) > ENTRIES:
             raise NotAlike("too many inputs and outputs")
         group.inputs, group.call = built.inputs, nets.Call(net, tuple(built.places))
 
