@@ -15,7 +15,7 @@ import torch
 from native_text import agree, small
 from torch import nn
 
-from ocp.engines.native import emit
+from ocp.engines.native import emit, surroundings
 from ocp.engines.native.surroundings import Surroundings
 
 F64 = torch.float64
@@ -428,3 +428,17 @@ def test_cycles_and_large_objects_end():
     assert seen.changed() is None
     loop.gain = 0.9
     assert seen.changed() is not None
+
+
+def test_what_has_not_changed_is_compared_without_a_walk(monkeypatch):
+    weights, sizes = np.linspace(0.0, 1.0, 300), [1.5, 2.5]
+
+    class Scales:
+        gain = 2.0
+        table = np.eye(2)
+
+    scales = Scales()
+    f = lambda x: x * weights[3] * sizes[0] * scales.gain * scales.table[0, 0]
+    seen = Surroundings({"f": f})
+    monkeypatch.setattr(surroundings, "Crawl", None)
+    assert seen.changed() is None

@@ -108,7 +108,7 @@ def array_view(values: np.ndarray, shared: Sequence[tuple[int, int]]) -> View:
         return View((*form, start))
     if values.dtype.hasobject or values.size > ENTRIES:
         return View(form)
-    return View((*form, values.tobytes()), [], [lambda: (values.shape, values.tobytes())])
+    return View((*form, values.tobytes()), [], [lambda: (*values.shape, values.tobytes())])
 
 
 def function_view(function: FunctionType) -> View:
