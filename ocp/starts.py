@@ -220,9 +220,10 @@ class warm:  # noqa: N801
 def default(problem: Problem, solver: Solver) -> Guess:
     """What `ocp.solve` starts from when it is given nothing.
 
-    Where the problem states a goal, its sizes are constant and the method closes gaps: the way to
-    the goal in a third of the horizon, or weight continuation where that does not settle. Zero
-    controls otherwise. A dynamics that has controls of its own (`initial_controls`, the weights of
+    Where the problem states a goal, its sizes are constant, its controls are free and the method
+    closes gaps: the way to the goal in a third of the horizon, or weight continuation where that
+    does not settle. Zero controls otherwise: a line that asks for more than bounds allow leads to
+    worse minima. A dynamics that has controls of its own (`initial_controls`, the weights of
     a network) starts from them.
     """
     own = getattr(problem.dynamics, "initial_controls", None)
@@ -230,7 +231,7 @@ def default(problem: Problem, solver: Solver) -> Guess:
         return Guess(own())
     if problem.goal is None or not problem.uniform or not solver.accepts_gaps:
         return zero(problem, solver)
-    if problem.shared_controls or solver.name == "lqr":
+    if problem.lower is not None or problem.shared_controls or solver.name == "lqr":
         return zero(problem, solver)
     return settle(interpolate(0.35), weight_continuation(), 15)(problem, solver)
 

@@ -524,3 +524,14 @@ def test_no_controls_at_all():
         solution = solve(problem, method)
         assert solution.status == Status.CONVERGED and solution.controls.shape == (4, 0)
         close(float(solution.cost), float(references.roll_out(problem, list(solution.controls))[1]))
+
+
+def test_with_bounds_the_default_start_is_zero_controls():
+    limit = torch.full((1,), 3.0, dtype=F64)
+    problem = swing().replace(goal=torch.tensor([math.pi, 0.0], dtype=F64))
+    bounded = problem.replace(control_bounds=(-limit, limit))
+    first = []
+    ocp.solve(bounded, callback=lambda r: first.append(r.start) or True)
+    assert float(first[0].gap) == 0 and not bool(torch.as_tensor(first[0].us).any())
+    ocp.solve(problem, callback=lambda r: first.append(r.start) or True)
+    assert float(first[1].gap) > 0
