@@ -172,6 +172,13 @@ def check_loss(
         raise ValueError(
             f"loss cannot be batched or differentiated twice: {str(error).strip().splitlines()[0]}"
         ) from error
+    bad = ~torch.isfinite(values.detach())
+    if bool(bad.any()):
+        raise ValueError(
+            f"loss is not finite for sample {int(bad.nonzero()[0])} alone ({int(bad.sum())} "
+            "samples): every sample needs a loss of its own. Leave samples to be ignored "
+            "(ignore_index) out of the batch."
+        )
     if isinstance(given, Loss):
         return
     with torch.no_grad():
