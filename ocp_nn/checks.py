@@ -172,11 +172,33 @@ def check_loss(
         raise ValueError(
             f"loss cannot be batched or differentiated twice: {str(error).strip().splitlines()[0]}"
         ) from error
+    check_mean(values.detach(), given, outputs, targets, out_shape)
+
+
+def check_mean(
+    values: Tensor,
+    given: Any,
+    outputs: Tensor,
+    targets: Tensor,
+    out_shape: tuple[int, ...],
+) -> None:
+    """A user's loss of the batch is the mean of what it is for each sample, ``values`` (B,).
+
+    Raises:
+        ValueError: it is not, or not finite.
+    """
+    bad = ~torch.isfinite(values)
+    if bool(bad.any()):
+        raise ValueError(
+            f"loss is not finite for sample {int(bad.nonzero()[0])} alone ({int(bad.sum())} "
+            "samples): every sample needs a loss of its own. Leave samples to be ignored "
+            "(ignore_index) out of the batch."
+        )
     if isinstance(given, Loss):
         return
     with torch.no_grad():
         whole = given(outputs.reshape(-1, *out_shape), targets)
-    mean = values.detach().mean()
+    mean = values.mean()
     if whole.shape != () or abs(float(whole - mean)) > 1e-4 * (1 + abs(float(mean))):
         raise ValueError(
             f"loss of the batch is {whole!r:.60}, the mean of the losses of its samples is "

@@ -159,6 +159,8 @@ def train(
         folder = resume_folder(resume) if resume is not None else out
         if tensorboard and folder is None:
             raise UserError("--tensorboard needs --out, the folder to log to.")
+        if tensorboard:
+            need("tensorboard", "tensorboard", "--tensorboard")
         result, files = perform(settings, saved, folder, tensorboard, quiet or as_json)
     if as_json:
         print_json({**facts(settings.plain(), result), "files": files})

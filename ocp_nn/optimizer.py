@@ -16,8 +16,9 @@ from ocp.processes import group_of
 from ocp.solution import Status
 from ocp.solvers.loop import State
 from ocp_nn.arguments import check_number, check_precision, from_closure, plain_module
-from ocp_nn.batch_ddp import BatchDDP
+from ocp_nn.batch_ddp import SOLVERS, BatchDDP
 from ocp_nn.compile import Inputs, compile, network_of, samples_of, with_data
+from ocp_nn.cost import Regulariser
 from ocp_nn.course import Course
 from ocp_nn.defaults import DEFAULTS, LIMITS, TERMINAL_DAMPING
 from ocp_nn.divergence import DivergedError
@@ -51,6 +52,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         terminal_damping: eps_x in ``Phi_XX + eps_x I / B``; None for 0, or 0.1 where neither lr nor
             damping is given and the loss saturates (the cross-entropies).
         weight_decay: as in torch: its gradient is ``weight_decay u``; its curvature is in Q_uu.
+        regulariser: of the weights of each stage, see `ocp_nn.compile`.
         line_search: halve the step until this batch's loss falls enough.
         solver: "auto", "cholesky", "cg" or "primal", see `BatchDDP`.
         full_batch: every step gets the whole set: steps that raise its loss are refused.
@@ -77,6 +79,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         damping: float | str | None = None,
         terminal_damping: float | None = None,
         weight_decay: float = 0.0,
+        regulariser: Regulariser | None = None,
         line_search: bool = False,
         solver: str = "auto",
         full_batch: bool = False,
@@ -94,8 +97,13 @@ class DDPOptimizer(torch.optim.Optimizer):
         default, untold = DEFAULTS[metric], lr is None
         automatic = untold and damping is None
         lr = default.lr if lr is None else lr
-        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+        numbers = {"lr": lr, "weight_decay": weight_decay}
+        if terminal_damping is not None:
+            numbers["terminal_damping"] = terminal_damping
+        for name, value in numbers.items():
             check_number(name, value)
+        if solver not in SOLVERS:
+            raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}.")
         if isinstance(damping, str) and damping != "adaptive":
             raise ValueError(f"damping must be a number or 'adaptive', got {damping!r}.")
         names = {p: n for n, p in model.named_parameters() if p.requires_grad}
@@ -130,7 +138,7 @@ class DDPOptimizer(torch.optim.Optimizer):
             rise=default.rise if automatic or (untold and adaptive) else None,
             trials=8 if line_search else 6 if untold else 1,
         )
-        self.batch_norm, self.dropout = batch_norm, dropout
+        self.batch_norm, self.dropout, self.regulariser = batch_norm, dropout, regulariser
         self.group = None
         if process_group is not None:
             self.group = group_of("process_group", process_group)
@@ -267,7 +275,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         if self.problem is None or self._shape != shape:
             self.problem = compile(
                 self.model, self.loss, inputs, targets, weight_decay=dict(self.decays()),
-                batch_norm=self.batch_norm, dropout=self.seed(),
+                regulariser=self.regulariser, batch_norm=self.batch_norm, dropout=self.seed(),
             )  # fmt: skip
             if self.group is not None:
                 check_spread(self.problem)

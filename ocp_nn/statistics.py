@@ -114,6 +114,10 @@ class Scale:
             return values[0]
         return torch.cat([like.new_full((n,), v) for n, v in zip(self.sizes, values, strict=True)])
 
+    def largest(self) -> float:
+        """Entry of L_uu, for metrics that have one number for it."""
+        return max(self.own) if self.extra is None else float(self.extra.max())
+
     def inverse(self, diagonal: Tensor) -> Diagonal:
         """P of ``D = L_uu + diag / lr``."""
         own = self.vector(self.own, diagonal) if self.extra is None else self.extra
@@ -291,7 +295,7 @@ class Maker:
         lr, new = scale.one_lr, self.new[t]
         if due:
             # Factored Tikhonov (Martens, Grosse 2015, sec. 6.3): the traces share the damping.
-            gamma = self.damping + lr * max(scale.own)
+            gamma = self.damping + lr * scale.largest()
             pi = ((A.trace() / A.shape[0]) / (G.trace() / G.shape[0]).clamp_min(1e-30)).sqrt()
             root = gamma**0.5
             new["LA"] = damped_factor(A, pi * root)
@@ -324,7 +328,7 @@ class Maker:
             second = self.model.shards.sum(second_moments(rotated, V @ new["U"]))
             second = torch.lerp(second, old["second"], self.settings.decay)
         new["second"] = second
-        own = max(scale.own)
+        own = scale.largest()
         p = 1 / (own + (second + self.damping) / scale.one_lr)
         # The others' is not; and positions have no use for it.
         known = rotated if self.model.shards is WHOLE and rotated.ndim == 2 else None

@@ -6,6 +6,7 @@ principle: gradient steps, the method of successive approximations and its exten
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ from ocp_nn.cost import LossCost
 from ocp_nn.divergence import DivergedError, Watch, grown
 from ocp_nn.losses import Loss
 
+CARRIED = ("damping", "second_order")  # of a solver's state, from batch to batch
 LARGEST = 5_000  # controls of one stage up to which its (m, m) matrices are made
 
 
@@ -40,6 +42,9 @@ class SolverTrainer:
         model, loss, weight_decay: see `ocp_nn.compile`.
         method: "ddp", "ilqr", "newton", "pmp", "msa", "emsa" or a solver.
         options: of the method, see `ocp.solve`. Damping carries over from batch to batch.
+
+    Attributes:
+        param_groups: the parameters, as one group. These methods have no learning rate, it is nan.
 
     Raises:
         ValueError: no such method, or at the first step a stage too large for dense matrices.
@@ -58,7 +63,10 @@ class SolverTrainer:
         self.solver = make_solver(method, engine="eager", **options)
         self.problem: Problem | None = None
         self.state: State | None = None
+        self.restored: dict[str, Tensor] = {}
         self.steps, self.watch, self.good = 0, Watch(), list[Tensor]()
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        self.param_groups: list[dict[str, Any]] = [{"params": parameters, "lr": math.nan}]
 
     @torch.no_grad()
     def step(self, inputs: Inputs, targets: Tensor) -> Tensor:
@@ -83,14 +91,32 @@ class SolverTrainer:
         fresh = self.solver.init(self.problem, us)
         self.steps += 1
         self.check_course(float(fresh.cost[0]), us)
-        if self.state is not None:
-            fresh = fresh._replace(damping=self.state.damping, second_order=self.state.second_order)
+        if before := self.carried():
+            fresh = fresh._replace(damping=before["damping"], second_order=before["second_order"])
         state = self.solver.step(self.problem, fresh)
         if int(state.status) == Status.NON_FINITE:
             raise DivergedError(self.steps, "the loss or its derivatives are not finite")
         self.state = state
         write_back(self.problem, [u[0] for u in state.us])
         return fresh.cost[0]
+
+    def carried(self) -> dict[str, Tensor]:
+        """What a step takes over from the one before."""
+        if self.state is None:
+            return self.restored
+        return {name: getattr(self.state, name) for name in CARRIED}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a later process needs, besides the model's weights, to continue bit for bit."""
+        watch = {"reference": self.watch.reference, "high": self.watch.high}
+        return {"steps": self.steps, "watch": watch, "carried": self.carried()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken, with the model's weights of then."""
+        self.steps, self.restored = state_dict["steps"], dict(state_dict["carried"])
+        self.watch.reference = state_dict["watch"]["reference"]
+        self.watch.high = state_dict["watch"]["high"]
+        self.state, self.good = None, []
 
     def check_course(self, loss: float, us: list[Tensor]) -> None:
         """As `DDPOptimizer.check_course`."""
@@ -108,5 +134,5 @@ class SolverTrainer:
                 fault += f"; {grown([s.name for s in network.stages], us, good)}"
                 write_back(self.problem, good)
                 kept = "the last that gave a good loss"
-            self.state, watch.high = None, 0
+            self.state, self.restored, watch.high = None, {}, 0
             raise DivergedError(self.steps, fault, kept)

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ocp.processes import group_of
-from ocp_nn.losses import BinaryCrossEntropy, CrossEntropy, Huber, Loss, SquaredError, make_loss
+from ocp_nn.checks import check_mean
+from ocp_nn.losses import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    FunctionLoss,
+    Huber,
+    Loss,
+    SquaredError,
+    make_loss,
+)
 from ocp_nn.shards import WHOLE, Shards, Spread, spread_weights
 
 LossName = str | Loss | Callable[..., Tensor]
@@ -54,7 +63,12 @@ class BatchLoss:
             if len(outputs) != len(targets):
                 raise ValueError(f"{len(outputs)} inputs came with {len(targets)} targets.")
             self.loss = make_loss(self.given, outputs.shape[1:])
-            self._dtype = self.loss.prepare(targets, outputs.shape[1:], outputs.detach()).dtype
+            flat = outputs.detach().flatten(1)
+            prepared = self.loss.prepare(targets, outputs.shape[1:], flat)
+            if isinstance(self.loss, FunctionLoss):
+                values = self.loss.value(flat, prepared)
+                check_mean(values, self.given, flat, prepared, tuple(outputs.shape[1:]))
+            self._dtype = prepared.dtype
             self._seen = seen
         return self.loss, targets.to(outputs.device, self._dtype)
 

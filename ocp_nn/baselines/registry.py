@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from importlib import import_module
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from ocp.solvers import METHODS
 from ocp_nn.baselines.base import LossName
 
 
@@ -28,6 +30,10 @@ def first_order(attribute: str, description: str, **preset: Any) -> Entry:
 
 def ddp(description: str, **preset: Any) -> Entry:
     return Entry("ocp_nn.optimizer", "DDPOptimizer", preset, description)
+
+
+def solver(method: str, description: str, **preset: Any) -> Entry:
+    return Entry("ocp_nn.trainers", "SolverTrainer", {"method": method, **preset}, description)
 
 
 _KRONECKER = "ocp_nn.baselines.kronecker"
@@ -76,6 +82,10 @@ OPTIMIZERS: dict[str, Entry] = {
     "stagewise-newton": ddp(
         "Gauss-Newton of each stage alone, no coupling", form="stagewise", terminal_damping=0.1
     ),
+    "second-order-ddp": solver("ddp", "DDP with all second derivatives, dense: small networks"),
+    "pmp": solver("pmp", "gradients of the Hamiltonians, dense engine: small networks"),
+    "msa": solver("msa", "successive approximations, plain: small networks"),
+    "emsa": solver("emsa", "successive approximations, extended: small networks"),
 }
 """Name -> entry; `make_optimizer` builds it. Presets lie between what was best on DIGITS with
 batches of 16 and on Fashion-MNIST with batches of 32 (`benchmarks/nn_tuned.json`); long runs of
@@ -119,6 +129,10 @@ def options_of(name: str) -> dict[str, Any]:
             for key, argument in inspect.signature(level.__init__).parameters.items():
                 if argument.default is not argument.empty:
                     found[key] = argument.default
+    if method := entry.preset.get("method"):
+        own = {f.name: f.default for f in fields(METHODS[method]) if f.default is not MISSING}
+        found = {**own, **found}
+        found.pop("engine", None)  # the dense one
     for positional in ("model", "loss", "params", "defaults"):
         found.pop(positional, None)
     return {**found, **entry.preset}

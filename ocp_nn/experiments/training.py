@@ -287,7 +287,7 @@ def train(
             # The checkpoint of the last epoch stays: the optimiser's state is no longer sound.
             status = Status.DIVERGED
             message = (
-                f"Diverged at step {run.position.step}, {place(run)}: {error}. "
+                f"Diverged at step {run.position.step}, {place(run)}: {str(error).rstrip('.')}. "
                 "The model has its last good weights."
             )
     done = run.position.epoch  # more than asked for, where a longer run was resumed

@@ -152,7 +152,7 @@ def test_every_loss_goes_down(name, loss):
         ("squared_error", (3,), torch.arange(6.0, dtype=torch.float64).reshape(2, 3)),
         ("huber", (3,), torch.arange(6.0, dtype=torch.float64).reshape(2, 3)),
         ("binary_cross_entropy", (3,), torch.ones(2, 3, dtype=torch.float64)),
-        (lambda z, t: ((z - t) ** 4).sum(), (3,), torch.ones(2, 3, dtype=torch.float64)),
+        (lambda z, t: ((z - t) ** 4).mean(), (3,), torch.ones(2, 3, dtype=torch.float64)),
     ],
 )
 def test_the_fused_loss_is_the_mean_of_the_sample_losses(given, out, targets):
@@ -220,6 +220,9 @@ def test_targets_that_do_not_fit_are_refused():
         optimizer.step(x, y[:3])
     with pytest.raises(ValueError, match="classes"):
         optimizer.step(x, y + 3)
+    weighted = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 9.0], dtype=x.dtype))
+    with pytest.raises(ValueError, match="mean over samples"):
+        make_optimizer("adam", dense_net(), weighted).step(x, torch.tensor([0, 1, 2, 0]))
 
 
 def test_options_list_what_the_class_takes():

@@ -342,6 +342,7 @@ def test_batch_norm_out_of_sight_is_refused():
          "not convex"),
         ({"loss": nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2, 3]).double())}, ValueError,
          "mean over samples"),
+        ({"loss": nn.CrossEntropyLoss(ignore_index=1)}, ValueError, "alone .*ignore_index"),
         ({"loss": lambda y, t: y.mean() if y.sum() > 0 else -y.mean()}, ValueError, "batched"),
         ({"loss": "mse", "targets": draw(6, 1)}, ValueError, r"shape \(6, 1\).*\(B, 3\)"),
         ({"loss": "mse", "targets": draw(6, 3).float()}, TypeError, "float32"),

@@ -65,9 +65,9 @@ def one_step(problem: ocp.Problem, solver: BatchDDP) -> tuple[list[Tensor], Tens
 
 # -- the step --------------------------------------------------------------------------------------
 @pytest.mark.parametrize("entry", supported(), ids=lambda e: e.name)
-@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("B", [1, 3, 16])
 def test_a_step_through_every_layer_is_that_of_the_dense_recursion(entry, B):
-    """Eq. 29-37 of the paper in r = B k numbers; B = 16 below."""
+    """Eq. 29-37 of the paper in r = B k numbers."""
     if "atchNorm" in entry.name and B == 1:
         B = 2
     problem = compiled(entry, B, weight_decay=0.1)

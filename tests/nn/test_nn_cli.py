@@ -269,6 +269,13 @@ def test_without_typer_the_command_says_how_to_get_it():
     assert result.stderr.startswith("ocp-nn: the command line needs typer: pip install")
 
 
+def test_without_tensorboard_nothing_is_begun(monkeypatch):
+    monkeypatch.setattr("ocp.extras.installed", lambda module: module != "tensorboard")
+    arguments = ("--epochs", 1, *SMALL, "--out", "t", "--tensorboard")
+    assert "torch-ocp[tensorboard]" in mistake("train", "clusters", *arguments)
+    assert not Path("t").exists()
+
+
 def test_ctrl_c_keeps_the_results_of_a_process():
     Path("slow.py").write_text(
         """

@@ -267,6 +267,23 @@ def test_weights_written_by_others_are_seen():
     assert torch.equal(weights(model), weights(twin))
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_regulariser_is_a_stage_cost(metric):
+    """1/2 a |u|^2 as a regulariser is weight decay; softabs draws weights to zero."""
+    half = lambda u: 0.05 * u.square().sum()
+    (x, y), one, other = batch(), net(), net()
+    decayed = DDPOptimizer(one, weight_decay=0.1, metric=metric)
+    regularised = DDPOptimizer(other, regulariser=half, metric=metric)
+    for _ in range(3):
+        torch.testing.assert_close(decayed.step(x, y), regularised.step(x, y))
+    torch.testing.assert_close(weights(one), weights(other), rtol=1e-9, atol=1e-11)
+    sparse = net()
+    softabs = DDPOptimizer(sparse, regulariser=lambda u: 0.05 * (u.square() + 1e-2).sqrt().sum())
+    for _ in range(10):
+        softabs.step(x, y)
+    assert weights(sparse).abs().sum() < weights(net()).abs().sum()
+
+
 def test_closures_and_gradients():
     model, (x, y) = net(), batch()
     optimizer = DDPOptimizer(model)
@@ -316,7 +333,8 @@ def test_data_that_is_not_finite_is_an_error():
         ({"lr": "fast"}, TypeError, "lr must be a number"),
         ({"metric": "newton"}, ValueError, "metric must be one of"),
         ({"form": "other"}, ValueError, "form must be one of"),
-        ({"solver": "lu"}, ValueError, "linear_solver must be one of"),
+        ({"solver": "lu"}, ValueError, "^solver must be one of"),
+        ({"terminal_damping": -1.0}, ValueError, "terminal_damping must be >= 0"),
         ({"feedback": "yes"}, ValueError, "feedback must be one of"),
         ({"damping": "auto"}, ValueError, "'adaptive'"),
         ({"damping": -1.0}, ValueError, "damping must be >= 0"),

@@ -8,6 +8,9 @@ from zoo import F64
 
 import ocp
 import ocp_nn
+from ocp_nn.baselines import BatchOptimizer, make_optimizer
+from ocp_nn.data import clusters
+from ocp_nn.experiments import Status, mlp, train
 from ocp_nn.trainers import SolverTrainer
 
 
@@ -53,3 +56,26 @@ def test_stages_too_large_for_dense_matrices_are_refused():
     model = nn.Sequential(nn.Linear(80, 80), nn.Tanh(), nn.Linear(80, 2))
     with pytest.raises(ValueError, match="6480 weights"):
         SolverTrainer(model).step(torch.randn(4, 80), torch.tensor([0, 1, 1, 0]))
+
+
+@pytest.mark.parametrize("name", ["second-order-ddp", "pmp", "msa", "emsa"])
+def test_they_train_like_any_optimiser_and_resume_bit_for_bit(name, tmp_path):
+    data = clusters(3, 4, 20)
+    nets = [mlp((4,), 3, (5,), seed=seed) for seed in (0, 0, 1)]
+    whole, part, again = (make_optimizer(name, n, weight_decay=3.0) for n in nets)
+    assert isinstance(whole, BatchOptimizer)
+    arguments = {"epochs": 3, "batch_size": 24}
+    expected = train(nets[0], whole, data, **arguments)
+    file = tmp_path / "checkpoint.pt"
+    stop = lambda run: run.position.step == 3
+    train(nets[1], part, data, save=file, callback=stop, **arguments)
+    result = train(nets[2], again, data, resume=file, **arguments)
+    assert expected.status is result.status is Status.FINISHED
+    for a, b in zip(nets[0].parameters(), nets[2].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_options_are_those_of_the_method():
+    assert make_optimizer("emsa", small(), weight=0.5).solver.weight == 0.5
+    with pytest.raises(ValueError, match="Did you mean weight"):
+        make_optimizer("emsa", small(), weigth=0.5)
