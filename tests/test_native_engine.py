@@ -212,6 +212,31 @@ def test_trajectories_are_judged_as_by_the_eager_engine():
         close(b.hus, a.hus, 1e-12)
 
 
+@pytest.mark.parametrize("B", [1, 5])
+def test_where_a_solve_begins_and_ends_is_judged_as_by_eager(B):
+    g = torch.Generator().manual_seed(0)
+    noise = lambda *shape: torch.randn(*shape, generator=g, dtype=F64)
+    low = torch.tensor([-0.3, -0.8], dtype=F64)
+    cost = ocp.FunctionCost(lambda x, u, t: x @ x + u @ u + x[0] * u[1], lambda x: x[2] ** 4)
+    f = lambda x, u, t: x + 0.1 * torch.stack((x[1], torch.sin(x[2]) + u[0], u[1] - x[0]))
+    problem = ocp.Problem(f, cost, noise(B, 3), 7, 2, control_bounds=(low, -2 * low))
+    eager, native = engines.make(problem, "eager"), engines.make(problem, "native")
+    us, xs = noise(7, B, 2), noise(8, B, 3)
+    xs[0] = problem.x0
+    for states in (None, xs):
+        a, b = eager.begin(us, states), native.begin(us, states)
+        for ours, theirs in ((b.xs, a.xs), (b.us, a.us), (b.cost, a.cost)):
+            close(ours, theirs, 1e-12)
+        torch.testing.assert_close(b.gap, a.gap, rtol=1e-12, atol=0)
+        assert bool((a.us != us).any()) and b.finite.tolist() == [True] * B
+        assert (a.gaps is None) == (b.gaps is None) == (states is None)
+        a, b = eager.appraise(a.xs, a.us), native.appraise(a.xs, a.us)
+        close(b.hamiltonian_residual, a.hamiltonian_residual, 1e-12)
+        torch.testing.assert_close(b.gap, a.gap, rtol=1e-12, atol=1e-15)
+    xs[3, 0, 1] = torch.nan
+    assert native.begin(us, xs).finite.tolist() == [False] + [True] * (B - 1)
+
+
 @pytest.mark.parametrize(
     ("part", "changes"),
     [

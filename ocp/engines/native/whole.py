@@ -77,8 +77,8 @@ class Whole:
         self.request = abi.Whole(at(self.x0), 0, 0, 0, loop, facts)
 
     def renew(self, problem: Problem) -> bool:
-        """Read all numbers anew; False where the problem needs another program."""
-        if self.made.program.stale() or not renewed(self.engine, self.sources, problem):
+        """Read all numbers anew, the program being current; False where it needs another."""
+        if not renewed(self.engine, self.sources, problem):
             return False
         self.engine.problem = problem
         write(self.x0, problem.x0)
