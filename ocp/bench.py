@@ -1,10 +1,10 @@
-"""How long built-in problems take, by method."""
+"""How long problems take, by method; and beside other people's solvers that are installed."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ocp.tables import Row, Table, number, write_csv, write_json
 
 PROBLEMS = ("pendulum", "cartpole", "quadrotor2d", "masses")
 METHODS = ("ilqr", "ddp")
+AGAINST = ("ddp", "ilqr")  # with peers, whose times are compared with those of the first
 
 
 @dataclass(frozen=True)
@@ -63,40 +64,96 @@ class Bench:
         return write_json(path, {"settings": self.settings, "rows": self.rows})
 
 
+@dataclass(frozen=True)
+class PeerBench(Bench):
+    """The same beside other people's solvers.
+
+    Attributes:
+        notes: what a reader has to know beside the numbers.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    def table(self) -> Table:
+        from ocp.peers.contest import table
+
+        return table(self.rows, self.settings, self.notes)
+
+
 def bench(
     problems: Sequence[str | Problem] = PROBLEMS,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] | None = None,
     *,
     engine: str = "auto",
     repeats: int = 3,
+    peers: str | Iterable[str] | None = None,
     **options: Any,
 ) -> Bench:
     """Solve each problem by each method from zero controls, several times, and take medians.
 
     Args:
         problems: names of `ocp.problems.REGISTRY`, or problems.
-        methods: names of `ocp.METHODS`.
+        methods: names of `ocp.METHODS`; by default `METHODS`, with peers `AGAINST`.
         engine: as for `ocp.solve`.
-        repeats: timed solves of each, after one step that is not timed.
-        options: of all methods (max_iterations, tolerance, ...).
+        repeats: timed solves of each, after one step (with peers, one solve) that is not timed.
+        peers: packages of `ocp.peers.packages.PACKAGES` to compare with, or "all" of them that
+            are installed. They are given the same functions, translated, and the same start, keep
+            their own stopping rules, and solve in turn with ours; see `PeerBench`.
+        options: of all methods (max_iterations, tolerance, ...); the most iterations hold for
+            peers too.
 
     ``seconds`` is the whole solve with its certificate. Per iteration: the loop alone by the
     clock, and the CPU time of the process (all threads) for the whole solve.
 
     Raises:
-        ValueError, TypeError: an unknown problem, method or option; repeats < 1.
+        ValueError, TypeError: an unknown problem, method, peer or option; repeats < 1; with peers,
+            a batch.
+        ImportError: a peer asked for by name is not installed; says how to install it.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}.")
     if unknown := [p for p in problems if isinstance(p, str) and p not in REGISTRY]:
         raise ValueError(f"no problem {unknown[0]!r}; there are {', '.join(REGISTRY)}.")
+    if peers is not None:
+        return against_peers(problems, methods or AGAINST, peers, engine, repeats, options)
     rows, settings = [], {}
+    for name, problem in named(problems):
+        settings = {k: v for k, v in surroundings(problem).items() if k not in PER_PROBLEM}
+        rows += [row(name, problem, m, engine, repeats, options) for m in methods or METHODS]
+    return Bench(rows, {**settings, "engine": engine, "repeats": repeats})
+
+
+def named(problems: Sequence[str | Problem]) -> Iterator[tuple[str, Problem]]:
+    """Made one by one."""
     for p in problems:
         problem = REGISTRY[p].factory() if isinstance(p, str) else p
-        name = p if isinstance(p, str) else problem.name
+        yield (p if isinstance(p, str) else problem.name or "the problem"), problem
+
+
+def against_peers(
+    problems: Sequence[str | Problem],
+    methods: Sequence[str],
+    peers: str | Iterable[str],
+    engine: str,
+    repeats: int,
+    options: Row,
+) -> PeerBench:
+    """`bench` with peers."""
+    from ocp.peers.contest import contest, ratio_notes
+    from ocp.peers.packages import chosen
+
+    packages, absent = chosen(peers)
+    rows: list[Row] = []
+    notes: list[str] = []
+    settings: Row = {}
+    for name, problem in named(problems):
         settings = {k: v for k, v in surroundings(problem).items() if k not in PER_PROBLEM}
-        rows += [row(name, problem, m, engine, repeats, options) for m in methods]
-    return Bench(rows, {**settings, "engine": engine, "repeats": repeats})
+        found, told = contest(name, problem, methods, packages, engine, repeats, options)
+        rows, notes = rows + found, notes + told
+    ways = dict.fromkeys(f"{r['package']}: {r['how']}" for r in rows if r["how"])
+    last = [*ways, *(f"left out: {line}" for line in absent)]
+    settings |= {"engine": engine, "repeats": repeats, "peers": [p.name for p in packages]}
+    return PeerBench(rows, settings, (*ratio_notes(rows), *notes, *last))
 
 
 PER_PROBLEM = ("horizon", "problems", "device", "dtype")

@@ -239,28 +239,33 @@ def compare(
 
 @app.command()
 def bench(
-    problems: Annotated[list[str] | None, typer.Argument(help="Built-in names; a few.")] = None,
+    problems: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME | FILE.py:OBJECT]...", help="A few built-in ones."),
+    ] = None,
     methods: Annotated[str, typer.Option("--methods", help="Names with commas, or all.")] = "",
     engine: EngineName = "auto",
     repeats: Annotated[int, typer.Option("--repeats", min=1)] = 3,
+    peers: Annotated[
+        str | None,
+        typer.Option("--peers", help="Beside casadi, crocoddyl, mim_solvers, or all installed."),
+    ] = None,
     max_iterations: MaxIterations = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write JSON to this file.")] = None,
     as_json: AsJson = False,
     traceback: ShowTraceback = False,
 ) -> None:
-    """Time built-in problems by method. Exit status 0 however they end."""
-    from ocp.bench import METHODS, PROBLEMS
+    """Time problems by method, also beside other solvers. Exit status 0 however they end."""
+    from ocp.bench import PROBLEMS
     from ocp.bench import bench as measure
 
     with readable(traceback):
         output(out, "--out", (".json",))
-        names = problems or list(PROBLEMS)
-        for name in names:
-            if name not in REGISTRY:
-                raise UserError(f"there is no problem {name!r}. {suggest(name, REGISTRY)}")
-        chosen = method_names(methods, ocp.METHODS) or list(METHODS)
+        given = [p if p in REGISTRY else own_problem(p) for p in problems or PROBLEMS]
+        chosen = method_names(methods, ocp.METHODS) or None
         arguments = rules(max_iterations, None, None)
-        result = measure(names, chosen, engine=engine, repeats=repeats, **arguments)
+        others = None if peers is None else [p.strip() for p in peers.split(",")]
+        result = measure(given, chosen, engine=engine, repeats=repeats, peers=others, **arguments)
         if out is not None:
             result.to_json(out)
     if as_json:
@@ -298,6 +303,12 @@ def rules(
     given = {"max_iterations": max_iterations, "tolerance": tolerance}
     named = dict(parse(option) for option in options or [])
     return {k: v for k, v in given.items() if v is not None} | named
+
+
+def own_problem(target: str) -> ocp.Problem:
+    """Of a file, named after it where it has no name."""
+    problem = load_problem(target, [])
+    return problem if problem.name else problem.replace(name=target)
 
 
 def numbers(text: str, option: str) -> list[float]:

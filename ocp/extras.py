@@ -11,6 +11,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "mujoco": ("mujoco",),
     "native": ("ziglang",),
     "nn": ("sklearn",),
+    "peers": ("casadi",),
     "tensorboard": ("tensorboard",),
 }
 """Extra -> the modules it brings, by the names they are imported under."""
