@@ -63,7 +63,9 @@ def prepare_with(model: Model, name: str, guess: Guess, most: int, cc: str | Non
     options: dict[str, Any] = {"print_time": False, name: QUIET[name] | {"max_iter": most}}
     if name == "fatrop":
         # It finds the stages by itself if a stage's own equations follow its dynamics.
-        options |= {"structure_detection": "auto", "equality": [True] * int(nlp["g"].numel())}
+        equality = [True] * int(nlp["g"].numel())
+        # Older versions write files of their own unless told otherwise.
+        options |= {"structure_detection": "auto", "equality": equality, "debug": False}
     try:
         if compiled:
             assert cc is not None

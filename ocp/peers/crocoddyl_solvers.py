@@ -18,7 +18,7 @@ from ocp.peers.expressions import Model, Unfit
 if TYPE_CHECKING:
     import casadi as ca
 
-FREE, BOUNDED = ("SolverDDP", "SolverFDDP"), ("SolverBoxDDP", "SolverBoxFDDP")
+FREE, BOUNDED = ("DDP", "FDDP"), ("BoxDDP", "BoxFDDP")
 
 
 def names(model: Model) -> tuple[str, ...]:
@@ -27,18 +27,20 @@ def names(model: Model) -> tuple[str, ...]:
 
 def sqp_names(model: Model) -> tuple[str, ...]:
     """Of mim_solvers."""
-    return ("SolverSQP",)
+    return ("SQP",)
 
 
 def prepare(model: Model, name: str, guess: Guess, most: int) -> Solve:
-    """A solver of Crocoddyl by the name of its class.
+    """A solver of Crocoddyl: class ``Solver{name}``.
 
     Raises:
         Unfit: sizes of states differ.
     """
     import crocoddyl
 
-    return solve_of(getattr(crocoddyl, name)(shooting_problem(model, guess)), guess, most)
+    return solve_of(
+        getattr(crocoddyl, f"Solver{name}")(shooting_problem(model, guess)), guess, most
+    )
 
 
 def prepare_sqp(model: Model, name: str, guess: Guess, most: int) -> Solve:
@@ -48,10 +50,12 @@ def prepare_sqp(model: Model, name: str, guess: Guess, most: int) -> Solve:
         Unfit: bounds, or sizes of states differ.
     """
     if guess.bounded:
-        raise Unfit("SolverSQP takes no bounds")
+        raise Unfit("it takes no bounds")
     import mim_solvers
 
-    return solve_of(getattr(mim_solvers, name)(shooting_problem(model, guess)), guess, most)
+    return solve_of(
+        getattr(mim_solvers, f"Solver{name}")(shooting_problem(model, guess)), guess, most
+    )
 
 
 def solve_of(solver: Any, guess: Guess, most: int) -> Solve:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ocp.engines.native.emit import CREATED, LIMIT
-from ocp.engines.native.graph import MASKS, Graph, Leaf
+from ocp.engines.native.graph import Graph, Leaf
 from ocp.engines.native.recorder import Recorder
 from ocp.engines.native.sources import Block
 from ocp.engines.native.stagewise import trial_points
@@ -26,7 +26,7 @@ from ocp.problem import Problem
 if TYPE_CHECKING:
     import casadi as ca
 
-FLAT = MASKS | {"floor", "sign", "stop"}  # of derivative zero wherever there is one
+WHOLE = 2.0**200  # times this, every number down to 1e-45 is an integer
 EXACT = 1e-9  # between the expressions and PyTorch, relative
 
 
@@ -174,16 +174,9 @@ def translate(graph: Graph, roots: Sequence[int], leaf: Callable[[Leaf], Any]) -
 
     table = operations()
     values: dict[int, Any] = {}
-    smooth: set[int] = set()  # nodes with a derivative by x or u
     for i in graph.reachable(roots):
         op, args = graph.ops[i], graph.args[i]
         given = [values[a] for a in args]
-        if op == "stop" and args[0] in smooth:
-            raise Unfit("detach: CasADi has nothing that stops derivatives")
-        if (op == "leaf" and graph.data[i][0] in "xu") or (
-            op not in FLAT and not smooth.isdisjoint(args)
-        ):
-            smooth.add(i)
         if op == "number":
             values[i] = ca.SX(float(graph.data[i]))
         elif op == "leaf":
@@ -208,43 +201,41 @@ def operations() -> dict[str, Callable[..., Any]]:
     same += " log log1p erf atan2"
     table: dict[str, Callable[..., Any]] = {name: getattr(ca, name) for name in same.split()}
 
-    def root(a: Any) -> Any:
-        """Slope 0 at 0; masking the result alone would leave 0 times infinity there."""
-        positive = a > 0
-        return ca.if_else(positive, ca.sqrt(ca.if_else(positive, a, 1)), 0)
-
     def largest(*values: Any) -> Any:
         result = values[0]
         for value in values[1:]:
             result = ca.fmax(result, value)
         return result
 
-    return table | {
-        "neg": lambda a: -a,
-        "abs": ca.fabs,
-        "root": root,
-        "rsqrt": lambda a: 1 / ca.sqrt(a),
-        "sigmoid": lambda a: 1 / (1 + ca.exp(-a)),
-        "stop": lambda a: a,
-        "add": lambda a, b: a + b,
-        "sub": lambda a, b: a - b,
-        "mul": lambda a, b: a * b,
-        "div": lambda a, b: a / b,
-        "pow": lambda a, b: a**b,
-        "min": ca.fmin,
-        "max": ca.fmax,
-        "amax": largest,
-        "total": lambda *values: sum(values[1:], values[0]),
-        "lt": lambda a, b: a < b,
-        "le": lambda a, b: a <= b,
-        "eq": lambda a, b: a == b,
-        "true": lambda: ca.SX(1),
-        "false": lambda: ca.SX(0),
-        "not": ca.logic_not,
-        "and": ca.logic_and,
-        "or": ca.logic_or,
-        "select": ca.if_else,
-    }
+    return (
+        table
+        | {
+            "neg": lambda a: -a,
+            "abs": ca.fabs,
+            "root": lambda a: ca.if_else(a > 0, ca.sqrt(a), 0),  # slope 0 at 0
+            "rsqrt": lambda a: 1 / ca.sqrt(a),
+            "sigmoid": lambda a: 1 / (1 + ca.exp(-a)),
+            "stop": lambda a: ca.floor(a * WHOLE) / WHOLE,  # the same number, of slope 0 to CasADi
+            "add": lambda a, b: a + b,
+            "sub": lambda a, b: a - b,
+            "mul": lambda a, b: a * b,
+            "div": lambda a, b: a / b,
+            "pow": lambda a, b: a**b,
+            "min": ca.fmin,
+            "max": ca.fmax,
+            "amax": largest,
+            "total": lambda *values: sum(values[1:], values[0]),
+            "lt": lambda a, b: a < b,
+            "le": lambda a, b: a <= b,
+            "eq": lambda a, b: a == b,
+            "true": lambda: ca.SX(1),
+            "false": lambda: ca.SX(0),
+            "not": ca.logic_not,
+            "and": ca.logic_and,
+            "or": ca.logic_or,
+            "select": ca.if_else,
+        }
+    )
 
 
 def solution(A: Sequence[Any], b: Sequence[Any]) -> Any:
