@@ -186,6 +186,10 @@ def advice(error: Exception) -> str:
             "in parameters.",
         ),
         (
+            ("saved tensor hooks",),
+            "Remove torch.utils.checkpoint from it: what one stage saves is small.",
+        ),
+        (
             ("same device", "on device", "cuda"),
             "Pass the tensors it uses in parameters: they move to the device of x0.",
         ),

@@ -17,7 +17,7 @@ from ocp.problem import Problem
 from ocp.solution import Policy, Solution, Status, Value
 from ocp.solvers import ILQR
 from ocp.solvers.decide import Decision, Record, decide
-from ocp.solvers.loop import Direction, Solver, State, record_of
+from ocp.solvers.loop import Direction, State, record_of
 from ocp_nn.coordinates import paper, proximal, stagewise
 from ocp_nn.cost import LossCost
 from ocp_nn.function_space import FunctionSpace
@@ -139,12 +139,6 @@ class BatchDDP(ILQR):
             damping=(state.damping * factor).clamp(*DAMPING_RANGE),
             memory=replace(memory, gain=gain, previous=None),
         )
-
-    def step(self, problem: Problem, state: State) -> State:
-        return Solver.step(self, problem, state)
-
-    def steps(self, problem: Problem, state: State, most: int) -> State:
-        return self.step(problem, state)
 
     def direction(self, state: State, expansion: Model) -> Direction:  # type: ignore[override]
         """The sweep. What nobody reads after a mini-batch, its promise and residual, is nan."""

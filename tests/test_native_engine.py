@@ -1,6 +1,7 @@
 """The native engine against the eager one: steps, solves, and when it steps aside."""
 
 import copy
+import linecache
 import os
 import subprocess
 import sys
@@ -10,11 +11,12 @@ import torch
 from models import cartpoles, rich, single
 from references import close
 from swing import swing
+from torch.utils.checkpoint import checkpoint
 
 import ocp
 from ocp import Status, engines
 from ocp.engines.native import build
-from ocp.engines.native.compiled import Refused, check, compiled_for
+from ocp.engines.native.compiled import Refused, check, compare, compiled_for
 from ocp.problems.registry import REGISTRY
 
 try:
@@ -52,9 +54,17 @@ def test_steps_equal_the_eager_ones(name, method):
     us = 0.1 * torch.randn(problem.horizon, problem.control_dims[0], generator=g, dtype=F64)
     state = eager.init(problem, us)
     for _ in range(3):
-        other = native.step(problem, state._replace(engine=engines.make(problem, "native")))
+        compiled = state._replace(engine=engines.make(problem, "native"))
+        others = native.step(problem, compiled), by_pieces(native, compiled)
         state = eager.step(problem, state)
-        same_state(state, other)
+        for other in others:
+            same_state(state, other)
+
+
+@torch.no_grad()
+def by_pieces(solver, state):
+    """A step that asks the engine for every piece of it."""
+    return solver.iteration(state)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -169,6 +179,55 @@ def test_what_cannot_be_compiled_says_why_and_is_solved_eagerly(monkeypatch):
         assert ocp.solve(nothing, max_iterations=2).engine == "eager"
     with pytest.raises(ValueError, match="no controls"):
         ocp.solve(nothing, engine="native")
+
+
+def test_the_warning_points_at_the_line_that_asked(monkeypatch):
+    monkeypatch.setenv("OCP_ENGINE", "auto")
+    problem = ocp.Problem(lambda x, u, t: (x * u).sort().values, quadratic(), [1.0, 2.0], 3, 2)
+    with pytest.warns(RuntimeWarning, match="sort") as caught:
+        ocp.solve(problem, max_iterations=1)
+    (warning,) = caught
+    assert warning.filename == __file__
+    assert "ocp.solve(problem, max_iterations=1)" in linecache.getline(__file__, warning.lineno)
+
+
+def test_functions_that_eager_cannot_differentiate_are_refused_by_name(monkeypatch):
+    """Checkpoints save tensors by hooks, which torch.func does not support."""
+    monkeypatch.setenv("OCP_ENGINE", "auto")
+    body = lambda x, u: x + 0.1 * torch.tanh(x) * u.sum()
+    f = lambda x, u, t: checkpoint(body, x, u, use_reentrant=False)
+    problem = ocp.Problem(f, quadratic(), [1.0, 2.0], 3, 1)
+    with pytest.raises(Refused, match=r"compared with, fails.*RuntimeError.*test_native_engine"):
+        engines.make(problem, "native")
+    with (
+        pytest.warns(RuntimeWarning, match="eager PyTorch.*compared with, fails"),
+        pytest.raises(ValueError, match=r"second derivative of dynamics.*Remove torch.utils.check"),
+    ):
+        ocp.solve(problem)
+
+
+def test_what_fails_while_a_program_is_checked_leads_to_eager(monkeypatch):
+    monkeypatch.setenv("OCP_ENGINE", "auto")
+    problem = ocp.Problem(lambda x, u, t: x + 0.3 * u, quadratic(), [1.0], 3, 1)
+
+    def fails(*arguments):
+        raise RuntimeError("no such operation\nmore")
+
+    monkeypatch.setattr(sys.modules[check.__module__], "check", fails)
+    with pytest.warns(RuntimeWarning, match="fails on its functions: RuntimeError: no such oper"):
+        solution = ocp.solve(problem)
+    assert solution.engine == "eager" and solution.converged
+
+
+def test_a_difference_names_both_causes_and_what_to_do():
+    with pytest.raises(Refused) as caught:
+        compare("f", torch.ones(2, dtype=F64), torch.zeros(2, dtype=F64))
+    for words in ("differs from the eager one by 1.0e+00", "a hook", "bug of", 'engine="eager"'):
+        assert words in str(caught.value)
+
+
+def quadratic():
+    return ocp.FunctionCost(lambda x, u, t: u @ u, lambda x: x @ x)
 
 
 def test_without_a_compiler_problems_are_solved_eagerly(monkeypatch, tmp_path):

@@ -1,7 +1,11 @@
 """Engines compute roll-outs, expansions and sweeps; solvers only ask for them."""
 
 import os
+import sys
 import warnings
+from types import FrameType
+
+import torch
 
 from ocp.engines.base import Engine, Expansion, Policy, Prepared, Recipe, Sweep, Trials, Whole
 from ocp.engines.eager import Eager
@@ -92,9 +96,16 @@ def make_eager(problem: Problem) -> Eager:
 
 
 _warned: set[str] = set()
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # of this package
+OURS = (ROOT + os.sep, f"{ROOT}_nn{os.sep}", os.path.dirname(torch.__file__) + os.sep)
 
 
 def warn_once(message: str) -> None:
+    """A warning that points at the line of the caller, however deep in the package it is given."""
     if message not in _warned:
         _warned.add(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        frame: FrameType | None = sys._getframe(1)
+        level = 2
+        while frame is not None and frame.f_code.co_filename.startswith(OURS):
+            frame, level = frame.f_back, level + 1
+        warnings.warn(message, RuntimeWarning, stacklevel=level)

@@ -54,16 +54,6 @@ class ILQR(Solver):
         """`Recipe.second_order`; None: the model is another."""
         return 0
 
-    @torch.no_grad()
-    def steps(self, problem: Problem, state: State, most: int) -> State:
-        state = self.current(problem, state)
-        recipe = self.recipe(state)
-        after = None if recipe is None else state.engine.iterate(state, recipe, most)
-        return super().step(problem, state) if after is None else after
-
-    def step(self, problem: Problem, state: State) -> State:
-        return self.steps(problem, state, 1)
-
     # -- the pieces ------------------------------------------------------------------------------
     def full(self, state: State) -> Tensor:
         """Which problems' model has second-order terms: (B,)."""

@@ -105,11 +105,13 @@ class Indirect(Solver):
         ps, _ = state.engine.costates(state.engine.expand(state.xs, state.us))
         return state._replace(gaps=gaps, costates=ps)
 
-    @torch.no_grad()
-    def step(self, problem: Problem, state: State) -> State:
-        """One Newton step of every problem still running. The full step is tried first, alone."""
+    def current(self, problem: Problem, state: State) -> State:
         if state.engine.problem is not problem:
             raise ValueError("method 'indirect' keeps states and costates: they are one problem's.")
+        return state
+
+    def iteration(self, state: State) -> State:
+        """One Newton step of every problem still running. The full step is tried first, alone."""
         engine, ps = state.engine, state.costates
         assert ps is not None and state.gaps is not None
         point = Point(state.xs, state.us, ps)

@@ -150,10 +150,20 @@ class Solver:
             rows=(),
         )
 
-    @torch.no_grad()
     def step(self, problem: Problem, state: State) -> State:
-        """One iteration of every problem still running: expand, sweep, try, decide."""
+        """One iteration of every problem still running."""
+        return self.steps(problem, state, 1)
+
+    @torch.no_grad()
+    def steps(self, problem: Problem, state: State, most: int) -> State:
+        """At least one and up to ``most`` iterations: one, unless the engine makes many at once."""
         state = self.current(problem, state)
+        recipe = self.recipe(state)
+        after = None if recipe is None else state.engine.iterate(state, recipe, most)
+        return self.iteration(state) if after is None else after
+
+    def iteration(self, state: State) -> State:
+        """A step by its pieces: expand, sweep, try, decide."""
         engine = state.engine
         expansion = engine.expand(state.xs, state.us)
         direction = self.direction(state, expansion)
@@ -175,16 +185,6 @@ class Solver:
     def whole_iterations(self, dtype: torch.dtype) -> engines.Recipe | None:
         """The same for a solve that begins."""
         return None
-
-    @torch.no_grad()
-    def steps(self, problem: Problem, state: State, most: int) -> State:
-        """At least one and up to ``most`` iterations: one, unless the engine makes many at once."""
-        recipe = self.recipe(state)
-        if recipe is None:
-            return self.step(problem, state)
-        state = self.current(problem, state)
-        after = state.engine.iterate(state, recipe, most)
-        return self.step(problem, state) if after is None else after
 
     def current(self, problem: Problem, state: State) -> State:
         """The state with an engine of this very problem, whose data may have changed."""

@@ -104,9 +104,8 @@ class MSA(Solver):
         decision = decide(record, step_sizes, replace(self.own_rules, armijo=indifferent))
         return stalled(decision, (decision.status == Status.RUNNING) & ~decision.accepted)
 
-    @torch.no_grad()
-    def step(self, problem: Problem, state: State) -> State:
-        state = super().step(problem, state)
+    def iteration(self, state: State) -> State:
+        state = super().iteration(state)
         assert state.memory is not None
         running = state.status == Status.RUNNING
         best, (cost, residual, waited) = state.memory[0], state.memory[1:, :, 0]

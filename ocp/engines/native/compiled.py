@@ -14,6 +14,7 @@ from torch import Tensor
 from ocp.engines.eager import Eager
 from ocp.engines.native import abi, build, emit, grid, stagewise
 from ocp.engines.native.known import compare_all_derivatives, compare_by_autograd
+from ocp.engines.native.trace import described, first_sentence, raising_line
 from ocp.engines.native.values import Untraceable
 from ocp.problem import Problem
 
@@ -151,10 +152,18 @@ def make(problem: Problem, functions: tuple[Any, ...]) -> Compiled:
         kernels = driver.fitting(text_in, form, problem.x0.device)
         entry = kernels.entry
         made = Compiled(program, kernels, grid.info(kernels, problem.x0), functions, kernels.form)
-    if build.trusted(entry):
-        check(problem, made, known=True)
-    else:
-        check(problem, made)
+    known = build.trusted(entry)
+    try:
+        check(problem, made, known)
+    except Refused:
+        raise
+    except Exception as error:  # whatever the user's functions raise under vmap and autograd
+        line = described(raising_line(error.__traceback__))
+        raise Refused(
+            "eager PyTorch, which a program is compared with, fails on its functions: "
+            f"{first_sentence(error)}" + (f" ({line})" if line else "")
+        ) from error
+    if not known:
         build.trust(entry)
     return made
 
@@ -270,7 +279,10 @@ def compare(name: str, ours: Tensor, theirs: Tensor) -> None:
         return
     scale = theirs.abs().amax() + torch.finfo(theirs.dtype).tiny
     if not bool(((ours - theirs).abs() <= EXACT[ours.dtype] * scale).all()):
+        apart = float((ours - theirs).abs().max())
         raise Refused(
-            f"the compiled {name} differs from the eager one by "
-            f"{float((ours - theirs).abs().max()):.1e}; this is a bug of the native engine"
+            f"the compiled {name} differs from the eager one by {apart:.1e}. If a function of yours "
+            "may answer otherwise when it is called again (a hook, random numbers, something kept "
+            "between calls), make it depend on its arguments alone. If not, this is a bug of the "
+            'native engine: please report it. engine="eager" runs the functions as they are'
         )
