@@ -8,7 +8,8 @@ process      seconds to the first solution in a new process, after ``import torc
              and of CPU (the compiler too): program compiled, and cached; modules are there as
              bytecode, as an installer leaves them
 batch        problems x iterations a second of CPU, 1024 cart-poles, float64 and float32
-untraceable  a model that cannot be compiled: time of "auto" / time of "eager"
+untraceable  a model that cannot be compiled: CPU time of a solve by "auto" / by "eager", in turn;
+             what "auto" takes more in the first solve of a process, to find out; the same bits
 threads      1 and 2 threads on a batch: ratio of the clock, and whether the bits are the same
 """
 
@@ -30,6 +31,7 @@ from typing import Any
 import torch
 
 import ocp
+from ocp.engines.native import compiled
 from ocp.problems import cartpole
 
 Figures = Iterator[tuple[str, float, str]]
@@ -54,6 +56,17 @@ def median(work: Callable[[], Any], repeats: int, clock: Callable[[], float]) ->
         work()
         seconds.append(clock() - begin)
     return statistics.median(seconds)
+
+
+def median_of(works: list[Callable[[], Any]], repeats: int) -> list[float]:
+    """Seconds of CPU of each, taken in turn."""
+    seconds: list[list[float]] = [[] for _ in works]
+    for _ in range(repeats):
+        for work, own in zip(works, seconds, strict=True):
+            begin = time.process_time()
+            work()
+            own.append(time.process_time() - begin)
+    return [statistics.median(own) for own in seconds]
 
 
 def random_states(B: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -163,12 +176,19 @@ def untraceable(repeats: int) -> Figures:
         return torch.cat([after[i : i + 1].sort().values for i in range(4)])  # not translated
 
     hidden = problem.replace(dynamics=branches)
-    times = {}
-    for engine in ("eager", "auto"):
-        work = functools.partial(ocp.solve, hidden, "ilqr", max_iterations=3, engine=engine)
-        assert work().engine == "eager"
-        times[engine] = median(work, min(repeats, 5), time.process_time)
-    yield "auto / eager", times["auto"] / times["eager"], ""
+    solve = functools.partial(ocp.solve, hidden, "ilqr", max_iterations=3)
+    solve(engine="eager")
+    first = median_of([lambda: compiled.report(hidden)], 1)[0]
+    found = [solve(engine=engine) for engine in ("eager", "auto")]
+    assert [s.engine for s in found] == ["eager", "eager"]
+    both = [functools.partial(solve, engine=engine) for engine in ("eager", "auto")]
+    eager, auto = median_of(both, repeats)
+    yield "auto / eager", auto / eager, ""
+    yield "finding out, once", first, "s"
+    same = all(
+        torch.equal(getattr(found[0], k), getattr(found[1], k)) for k in ("states", "controls")
+    )
+    yield "same bits", float(same), ""
 
 
 def threads(repeats: int) -> Figures:

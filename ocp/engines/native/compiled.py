@@ -283,6 +283,6 @@ def compare(name: str, ours: Tensor, theirs: Tensor) -> None:
         raise Refused(
             f"the compiled {name} differs from the eager one by {apart:.1e}. If a function of "
             "yours may answer otherwise when it is called again (a hook, random numbers, something "
-            "kept between calls), make it depend on its arguments alone. If not, this is a bug of the "
-            'native engine: please report it. engine="eager" runs the functions as they are'
+            "kept between calls), make it depend on its arguments alone. If not, this is a bug of "
+            'the native engine: please report it. engine="eager" runs the functions as they are'
         )
