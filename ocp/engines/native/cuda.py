@@ -10,8 +10,9 @@ from torch import Tensor
 from ocp.engines.base import Begun, Recipe
 from ocp.engines.eager import Eager
 from ocp.engines.native import abi, grid
+from ocp.engines.native.calls import address
 from ocp.engines.native.compiled import Compiled
-from ocp.engines.native.engine import Native, address
+from ocp.engines.native.engine import Native
 from ocp.engines.native.padded import Padded
 from ocp.problem import Problem, Stages
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import threading
-from ctypes import Structure, addressof, byref
+from ctypes import addressof, byref
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from ocp.engines.base import Appraisal, Begun, Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
 from ocp.engines.eager import Eager
 from ocp.engines.native import abi
+from ocp.engines.native.calls import INT, address, dense, ones, optional, scratch, word
 from ocp.engines.native.compiled import Compiled, Refused, compiled_for, forget
 from ocp.engines.native.sources import Changed
 from ocp.problem import Problem, Stages
@@ -21,9 +21,6 @@ from ocp.problem import Problem, Stages
 if TYPE_CHECKING:
     from ocp.engines.native.hamiltonians import Hamiltonians
     from ocp.engines.native.prepared import Prepared
-
-INT = torch.int64
-SCRATCH = 2**24  # bytes of work memory that a thread keeps
 
 
 class Native(Eager):
@@ -388,13 +385,6 @@ def native_of(problem: Problem, compiled: Compiled) -> Native:
     return (Native if problem.uniform else Padded)(problem, compiled)
 
 
-def word(value: Any) -> int:
-    """An argument of an entry as one machine word; structures have to outlive the call."""
-    if isinstance(value, Structure):
-        return addressof(value)
-    return value if isinstance(value, int) else address(value)
-
-
 @functools.lru_cache(maxsize=16)
 def recipe_numbers(
     recipe: Recipe, dtype: torch.dtype, device: torch.device
@@ -402,36 +392,3 @@ def recipe_numbers(
     """Its limits, and the step sizes 1, 1/2, ...."""
     limits = torch.tensor(recipe.limits, dtype=dtype, device=device)
     return limits, 0.5 ** torch.arange(recipe.trials, dtype=dtype, device=device)
-
-
-_own = threading.local()
-
-
-def scratch(size: int) -> Tensor:
-    """Work memory for one call: this thread's, which is kept unless it is large."""
-    kept: Tensor | None = getattr(_own, "memory", None)
-    if kept is None or kept.shape[0] < size:
-        kept = torch.empty(size, dtype=torch.uint8)
-        if size <= SCRATCH:
-            _own.memory = kept
-    return kept
-
-
-@functools.lru_cache(maxsize=16)
-def ones(count: int) -> Tensor:
-    """Integers that nobody writes to."""
-    return torch.ones(count, dtype=INT)
-
-
-def address(value: Tensor | None) -> int:
-    """0 for an optional array that is missing."""
-    return 0 if value is None else value.data_ptr()
-
-
-def dense(value: Stages) -> Tensor:
-    assert isinstance(value, Tensor)
-    return value.contiguous()
-
-
-def optional(value: Stages | None) -> Tensor | None:
-    return None if value is None else dense(value)

@@ -22,9 +22,10 @@ from ocp.engines.eager import (
     augment_jacobian,
 )
 from ocp.engines.native import abi
+from ocp.engines.native.calls import address, optional
 from ocp.engines.native.compiled import Compiled, rows_of
 from ocp.engines.native.cuda import Cuda
-from ocp.engines.native.engine import address, native_of, optional
+from ocp.engines.native.engine import native_of
 from ocp.problem import Problem, Stages
 from ocp.stages import each
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ocp.engines.native.graph import COMMUTE, FUNCTIONS, Graph
+from ocp.engines.native.arithmetic import FUNCTIONS
+from ocp.engines.native.graph import COMMUTE, Graph
 from ocp.engines.native.sources import Source
 from ocp.problem import Problem
 

@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ocp.engines.native.arithmetic import Number
 from ocp.engines.native.derive import Derivatives
-from ocp.engines.native.graph import Graph, Leaf, Number, tri_size
+from ocp.engines.native.graph import Graph, Leaf, tri_size
 
 
 class Ref(NamedTuple):

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ocp.engines.base import Recipe
 from ocp.engines.native import abi
+from ocp.engines.native.calls import INT
 from ocp.engines.native.emit import Program
-from ocp.engines.native.engine import INT, Native, recipe_numbers
+from ocp.engines.native.engine import Native, recipe_numbers
 from ocp.engines.native.whole import renewed
 from ocp.problem import Problem
 from ocp.solution import Status

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ocp.engines.eager import (
-    Eager,
+from ocp.engines.derivatives import (
     contracted_hessian,
     gradient_hessian,
     jacobian,
     terminal_gradient_hessian,
 )
+from ocp.engines.eager import Eager
 from ocp.engines.native.compiled import compare
 from ocp.engines.native.engine import Native
 from ocp.engines.native.stagewise import trial_points

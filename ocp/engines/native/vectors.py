@@ -13,16 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ocp.engines.native.graph import (
-    BINARY,
-    COMMUTE,
-    COMPARISONS,
-    LOGIC,
-    UNARY,
-    WIDE,
-    Graph,
-    Weights,
-)
+from ocp.engines.native.arithmetic import BINARY, COMPARISONS, LOGIC, UNARY
+from ocp.engines.native.graph import COMMUTE, WIDE, Graph, Weights
 
 ELEMENTWISE = frozenset((*UNARY, *BINARY, *COMPARISONS, *LOGIC, "select")) - {"true", "false"}
 
