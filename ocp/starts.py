@@ -107,11 +107,11 @@ class weight_continuation:  # noqa: N801
             rules=replace(solver.rules, tolerance=torch.inf, cost_tolerance=self.cost_tolerance),
         )
         guess = zero(problem, solver)
+        with_weight = lambda w: {**problem.parameters, WEIGHT: problem.x0.new_tensor(w)}
+        cost = weighted(problem.cost, problem.wants[1], problem.wants[2])
+        easier = problem.replace(cost=cost, parameters=with_weight(1.0))
         for weight in self.weights:
-            easier = problem.replace(
-                cost=weighted(problem.cost, problem.wants[1], problem.wants[2]),
-                parameters={**problem.parameters, WEIGHT: problem.x0.new_tensor(weight)},
-            )
+            easier = easier.replace(parameters=with_weight(weight))
             made = pursued(quick(loose, easier, guess))
             if made is not None and made.finished:
                 guess = Guess(made.answer.us, None, *made.spent)
