@@ -185,6 +185,19 @@ def test_a_start_that_is_not_finite_is_named_as_by_the_pieces(calls):
         ocp.solve(problem, controls=torch.full((20, 1), math.nan, dtype=F64), engine="native")
 
 
+def test_a_history_reads_like_a_dict(tmp_path):
+    solution = ocp.solve(pendulum(), engine="native")
+    history = dict(solution.history)
+    assert len(solution.history) == len(history) == 10 and list(history) == list(solution.history)
+    assert repr(solution.history) == repr(history)
+    assert history["running"].dtype == torch.bool and history["second_order"].dtype == torch.bool
+    assert history["cost"].shape == history["seconds"].shape == (int(solution.iterations) + 1,)
+    with pytest.raises(KeyError, match="no such"):
+        solution.history["no such"]
+    kept = ocp.Solution.load(solution.save(tmp_path / "solution")).history
+    assert all(torch.equal(kept[k], v) for k, v in history.items())
+
+
 def test_iterations_made_before_count(calls):
     problem = cartpole()
     start = ocp.starts.weight_continuation()

@@ -24,7 +24,7 @@ TRUTHS = ("second_order", "running")
 
 
 @dataclass(frozen=True, eq=False)
-class Calls(Mapping[str, Tensor]):
+class History(Mapping[str, Tensor]):
     """The history of steps that were made in a few calls; columns are made when asked for.
 
     Attributes:
@@ -49,6 +49,9 @@ class Calls(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
     @property
     def seconds(self) -> tuple[float, ...]:
         """Since the solve began, after each step."""
@@ -58,8 +61,8 @@ class Calls(Mapping[str, Tensor]):
             for i in range(steps)
         )
 
-    def then(self, later: Calls) -> Calls:
-        return Calls(torch.cat((self.rows, later.rows)), self.spans + later.spans)
+    def then(self, later: History) -> History:
+        return History(torch.cat((self.rows, later.rows)), self.spans + later.spans)
 
 
 @dataclass
@@ -70,7 +73,7 @@ class AtOnce:
     problem: Problem
     solve: Whole
     answer: Answer
-    history: Calls
+    history: History
     asked: int  # steps, of the last call
 
     @property
@@ -89,7 +92,7 @@ class AtOnce:
         counts = self.answer.counts
         return counts["iterations"], counts["rollouts"], counts["sweeps"]
 
-    def after(self, earlier: Calls) -> AtOnce:
+    def after(self, earlier: History) -> AtOnce:
         """The same with steps before it."""
         return replace(self, history=earlier.then(self.history))
 
@@ -183,9 +186,9 @@ def usual_chunk(solve: Whole, problem: Problem) -> int:
     return solve.chunk or first_chunk(problem)
 
 
-def timed(answer: Answer, begun: float, start: float) -> Calls:
+def timed(answer: Answer, begun: float, start: float) -> History:
     """The history of a call that is just over."""
-    return Calls(answer.rows, ((len(answer.rows), begun, begun + time.perf_counter() - start),))
+    return History(answer.rows, ((len(answer.rows), begun, begun + time.perf_counter() - start),))
 
 
 def at_once(
