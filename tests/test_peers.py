@@ -10,10 +10,10 @@ from random_models import random_problem
 from stagewise_models import random_stagewise
 
 import ocp
-from ocp.bench import bench
+from ocp.bench import PeerBench, bench
 from ocp.peers import casadi_solvers, packages
 from ocp.peers.answers import Answer, first_guess
-from ocp.peers.contest import contest
+from ocp.peers.contest import contest, ratio_notes
 from ocp.peers.expressions import Unfit, model
 from ocp.problems import REGISTRY, pendulum
 
@@ -206,6 +206,9 @@ def test_a_problem_that_cannot_be_traced_is_given_to_no_peer():
     assert "sorted: given to no peer: cannot be traced: sort" in str(found)
 
 
+SETTINGS = {"engine": "auto", "repeats": 1, "threads": 1}
+
+
 def fake(solve):
     """A package of one solver."""
     prepare = lambda made, name, guess, most: lambda: lambda: solve(guess)
@@ -232,6 +235,8 @@ def test_failures_and_other_minima_are_said_and_not_counted():
     assert rows[1]["cost"] == pytest.approx(start) and rows[1]["reported_cost"] == 1.0
     assert any("at another cost than ocp ddp, not counted: fake x (+" in n for n in notes)
 
+    text = str(PeerBench(rows, SETTINGS, tuple(ratio_notes(rows))))
+    assert "failed: word" in text and "no peer is counted" in text
     failing = packages.Package(
         "fake", (), "", lambda made: ("x",), lambda *a: lambda: broken(None), lambda made: ""
     )

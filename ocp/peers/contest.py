@@ -214,12 +214,13 @@ def called(r: Row) -> str:
 def table(rows: Sequence[Row], settings: Row, notes: Sequence[str]) -> Table:
     cells, last = [], ""
     for r in rows:
-        failed = r["verdict"] == "failed" and r["converged"] is False
+        failed = r["verdict"] == "failed"
+        status = r["status"] if r["package"] == OURS else r["status"].replace("_", " ")
         cells.append(
             (
                 "" if r["problem"] == last else r["problem"],
                 called(r),
-                f"failed: {r['status']}" if failed else r["status"],
+                f"failed: {status}" if failed else status,
                 number(r["iterations"], "d"),
                 number(r["cost"], ".8g"),
                 number(r["cpu_ms"], ".4g"),
@@ -244,12 +245,12 @@ def ratio_notes(rows: Sequence[Row]) -> list[str]:
     for r in rows:
         problems.setdefault(r["problem"], []).append(r)
     best = [ratio for found in problems.values() if (ratio := against_fastest(found)) is not None]
-    mean = math.exp(statistics.fmean(map(math.log, best))) if best else None
-    return [
-        f"ours/theirs: CPU time of {called(rows[0])} to theirs, where costs agree to {SAME:.0e}",
-        f"against the fastest peer: {number(mean, '.3g')}, the geometric mean of {len(best)} of "
-        f"{len(problems)} problems",
-    ]
+    own = f"ours/theirs: CPU time of {called(rows[0])} to theirs, where costs agree to {SAME:.0e}"
+    if not best:
+        return [own, "no peer is counted: none has the cost of ours, or one has a lower one"]
+    mean = math.exp(statistics.fmean(map(math.log, best)))
+    count = f"{len(best)} of {len(problems)} problems"
+    return [own, f"against the fastest peer: {mean:.3g}, the geometric mean of {count}"]
 
 
 def against_fastest(rows: Sequence[Row]) -> float | None:
