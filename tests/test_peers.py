@@ -153,6 +153,10 @@ def test_compiled_derivatives_change_nothing(name, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     with pytest.raises(Unfit, match="does not compile"):
         solved(problem, name, "false")
+    assert casadi_solvers.how(model(problem)).endswith("-O2")
+    monkeypatch.setattr(casadi_solvers, "LARGEST", 10)
+    assert "virtual machine" in casadi_solvers.how(model(problem))
+    assert solved(problem, name, "false").converged
 
 
 @pytest.mark.parametrize("name", ["ipopt", "fatrop"])

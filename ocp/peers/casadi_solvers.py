@@ -1,7 +1,8 @@
 """IPOPT and FATROP through CasADi: multiple shooting with exact derivatives.
 
-Where there is a C compiler and all stages are alike, CasADi writes the derivatives as C and
-compiles them; else its virtual machine evaluates them, which takes two to four times as long.
+Where there is a C compiler and stages are alike and not too large, CasADi writes the derivatives as
+C and they are compiled; else its virtual machine evaluates them, which takes two to four times as
+long.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ QUIET: dict[str, dict[str, Any]] = {
     "fatrop": {"print_level": 0},
 }
 COMPILERS = ("cc", "gcc", "clang")
+LARGEST = 5_000  # operations of a stage that are compiled; a thousand take about 5 s
 FLAGS = ("-O2",)  # measured: -O3 -march=native -ffast-math gains 5 % and compiles for longer
 
 
@@ -40,7 +42,7 @@ def compiler() -> str | None:
 def how(model: Model) -> str:
     """Who evaluates the derivatives, in words."""
     cc = compiler()
-    if cc is None or not repeats(model):
+    if cc is None or not compiles(model):
         return "derivatives by CasADi's virtual machine"
     return f"derivatives as C by CasADi, {cc} {' '.join(FLAGS)}"
 
@@ -58,14 +60,13 @@ def prepare_with(model: Model, name: str, guess: Guess, most: int, cc: str | Non
     """With a compiler of its own, or none."""
     import casadi as ca
 
-    compiled = cc is not None and repeats(model)
+    compiled = cc is not None and compiles(model)
     nlp = repeated(model, guess) if compiled else unrolled(model, guess)
     options: dict[str, Any] = {"print_time": False, name: QUIET[name] | {"max_iter": most}}
     if name == "fatrop":
         # It finds the stages by itself if a stage's own equations follow its dynamics.
         equality = [True] * int(nlp["g"].numel())
-        # Older versions write files of their own unless told otherwise.
-        options |= {"structure_detection": "auto", "equality": equality, "debug": False}
+        options |= {"structure_detection": "auto", "equality": equality}
     try:
         if compiled:
             assert cc is not None
@@ -110,20 +111,12 @@ def through_c(made: Any, name: str, options: dict[str, Any], cc: str) -> Any:
         for function in made.get_function():
             code.add(made.get_function(function))
         code.generate(f"{folder}/")
-        command = [
-            cc,
-            *FLAGS,
-            "-fPIC",
-            "-shared",
-            f"{folder}/nlp.c",
-            "-o",
-            f"{folder}/nlp.so",
-            "-lm",
-        ]
+        text, library = f"{folder}/nlp.c", f"{folder}/nlp.so"
+        command = [cc, *FLAGS, "-fPIC", "-shared", text, "-o", library, "-lm"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise Unfit(f"{cc} does not compile CasADi's text: {done.stderr.strip()[:200]}")
-        return ca.nlpsol("peer", name, f"{folder}/nlp.so", options)
+        return ca.nlpsol("peer", name, library, options)
 
 
 # -- the program -----------------------------------------------------------------------------------
@@ -139,9 +132,9 @@ def woven(xs: Any, us: Any) -> np.ndarray:
     return np.concatenate(list(weave(xs, us)))
 
 
-def repeats(model: Model) -> bool:
-    """Whether all stages have one function."""
-    return all(step is model.steps[0] for step in model.steps)
+def compiles(model: Model) -> bool:
+    """Whether all stages have one function, and one that a compiler is done with soon."""
+    return all(s is model.steps[0] for s in model.steps) and model.operations <= LARGEST
 
 
 def repeated(model: Model, guess: Guess) -> dict[str, Any]:
