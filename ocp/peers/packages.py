@@ -100,6 +100,7 @@ def chosen(asked: str | Iterable[str]) -> tuple[list[Package], list[str]]:
 
 
 def absence(package: Package) -> str:
-    missing = " and ".join(package.missing)
-    are = "is" if len(package.missing) == 1 else "are"
-    return f"{package.name}: {missing} {are} not installed: {package.install}."
+    missing = package.missing
+    if missing == (package.name,):
+        return f"{package.name} is not installed: {package.install}."
+    return f"{package.name} needs {' and '.join(missing)}, not installed here: {package.install}."
