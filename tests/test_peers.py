@@ -159,6 +159,38 @@ def test_compiled_derivatives_change_nothing(name, tmp_path, monkeypatch):
     assert solved(problem, name, "false").converged
 
 
+def tracking():
+    """A reference, and bounds, of each stage; n = 3, m = 2."""
+    g = torch.Generator().manual_seed(0)
+    reference = torch.randn(9, 3, generator=g, dtype=F64)
+    limit = 0.2 + torch.rand(9, 2, generator=g, dtype=F64)
+
+    def stage(x, u, t, p):
+        error = x - p["reference"][t]
+        return error @ error + 0.1 * u @ u
+
+    f = lambda x, u, t, p: 0.9 * torch.sin(x) + torch.stack((u[0], u[1], u[0] * u[1]))
+    return ocp.Problem(
+        f, ocp.FunctionCost(stage, lambda x, p: (x - p["reference"][-1]).square().sum()),
+        torch.ones(3, dtype=F64), 9, 2, parameters={"reference": reference},
+        control_bounds=(-limit, limit),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ipopt", "fatrop"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_changes_with_the_stage_reaches_the_solvers(name, compiled):
+    cc = casadi_solvers.compiler() if compiled else None
+    if (compiled and cc is None) or not ca.has_nlpsol(name):
+        pytest.skip(f"no C compiler, or no {name}")
+    problem = tracking()
+    ours, theirs = ocp.solve(problem), solved(problem, name, cc)
+    held = (ours.controls.abs() - problem.upper[:, 0]).abs() < 1e-6
+    assert held.any() and not held.all() and theirs.converged
+    assert theirs.cost == pytest.approx(float(ours.cost), rel=1e-6)
+    np.testing.assert_allclose(np.array(theirs.us), ours.controls, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["ipopt", "fatrop"])
 def test_sizes_that_change_with_the_stage(name):
     if not ca.has_nlpsol(name):
@@ -180,6 +212,8 @@ def test_crocoddyl_and_mim_solvers_find_it_too():
     assert [r["solver"] for r in found.rows] == ["ddp", "BoxDDP", "BoxFDDP"]
     assert {r["verdict"] for r in found.rows} == {"same"}
     assert "not given to mim_solvers SQP: it takes no bounds" in str(found)
+    found = bench([tracking()], ["ddp"], peers="crocoddyl", repeats=1)
+    assert {r["verdict"] for r in found.rows} == {"same"}
 
 
 # -- the bench -------------------------------------------------------------------------------------
