@@ -259,7 +259,8 @@ def test_failures_and_other_minima_are_said_and_not_counted():
     problem = pendulum(horizon=30)
 
     def answer(converged):
-        return lambda guess: Answer(converged, "word", 3, 1.0, guess.xs, guess.us)
+        off = lambda guess: [x + 0.1 for x in guess.xs]  # with gaps
+        return lambda guess: Answer(converged, "word", 3, 1.0, off(guess), guess.us)
 
     def broken(guess):
         raise RuntimeError("no memory\nmore")
@@ -270,7 +271,9 @@ def test_failures_and_other_minima_are_said_and_not_counted():
     assert [r["verdict"] for r in rows] == ["same", "higher", "failed"]
     assert [r["ratio"] for r in rows] == [None, None, None]
     start = float(ocp.solve(problem, controls=torch.zeros(30, 1, dtype=F64)).history["cost"][0])
-    assert rows[1]["cost"] == pytest.approx(start) and rows[1]["reported_cost"] == 1.0
+    assert rows[1]["replayed_cost"] == rows[2]["cost"] == pytest.approx(start)
+    assert rows[1]["cost"] != pytest.approx(start) and rows[1]["reported_cost"] == 1.0
+    assert rows[1]["gap"] > 1e-3 and any("its controls alone, rolled out" in n for n in notes)
     assert any("at another cost than ocp ddp, not counted: fake x (+" in n for n in notes)
 
     text = str(PeerBench(rows, SETTINGS, tuple(ratio_notes(rows))))
