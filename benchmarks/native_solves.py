@@ -7,6 +7,9 @@ Kinds of solves: `plain` from given controls; `bounds` with controls held to a p
 plain solution uses (a problem's own bounds are kept); `states` from states that do not follow from
 the controls. CASES_DIR is that of `reference_cases.py`. Rows are appended to F (JSON lines), and
 what stands there already is not run again; `--table` prints them as a Markdown table.
+
+A row says where two solves part: the first iteration at which another step size, damping or order
+is chosen, and how far costs and residuals of the iterations before it were apart.
 """
 
 from __future__ import annotations
@@ -90,7 +93,30 @@ def compare(problem: ocp.Problem, method: str, kind: str, most: int) -> dict[str
         "states": difference(native.states, eager.states),
         "controls": difference(native.controls, eager.controls),
         "ran": native.engine,
+        **parting(eager.history, native.history),
     }
+
+
+def parting(eager: dict[str, torch.Tensor], native: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The first iteration with another decision, None if there is none, and what went before.
+
+    ``apart``: log10 of the largest of the differences of cost and residual, relative to the eager
+    ones, at each iteration up to that one. Equal first decisions and a steady growth from 1e-16:
+    rounding, amplified. A jump: something else.
+    """
+    steps = min(len(eager["cost"]), len(native["cost"]))
+    other = torch.zeros(steps, dtype=torch.bool)
+    for name in ("step_size", "damping", "second_order"):
+        a, b = eager[name][:steps], native[name][:steps]
+        other |= (a != b) if name == "second_order" else (a - b).abs() > 1e-6 * a.abs()
+    first = int(other.nonzero()[0]) if bool(other.any()) else None
+    upto = steps if first is None else first + 1
+    apart = torch.zeros(upto, dtype=torch.float64)
+    for name in ("cost", "residual"):
+        a, b = eager[name][:upto].double(), native[name][:upto].double()
+        apart = torch.maximum(apart, (a - b).abs() / a.abs().clamp_min(1e-300))
+    logs = apart.clamp_min(1e-18).log10()
+    return {"parted": first, "apart": [round(v, 1) for v in logs.tolist()]}
 
 
 def verdict(row: dict[str, Any]) -> str:
