@@ -116,8 +116,7 @@ def last_bit_off(B, m, seed):
 def test_a_start_a_last_bit_off_its_limit_holds_nobody_up(m):
     problems = last_bit_off(300, m, seed=m)
     x, free, _, good = box_qp(*problems)
-    H, g, lo, hi = problems
-    slope = g + (H @ x[..., None])[..., 0]
+    slope = problems[1] + (problems[0] @ x[..., None])[..., 0]
     assert bool(good.all())
     assert float(slope[free].abs().max()) < 1e-11
     for b in range(0, 300, 10):
