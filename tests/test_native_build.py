@@ -176,6 +176,12 @@ def test_a_compiler_that_does_not_work_is_passed_over(monkeypatch: pytest.Monkey
     assert build.compiler().command in working
 
 
+def test_flags_that_gcc_alone_knows_are_not_given_to_clang() -> None:
+    made = lambda version: build.Compiler(("x",), (), "", version).known(build.QUICK)
+    assert made("12.2.0") == build.QUICK
+    assert made("Clang 22.1.8") == made("Apple LLVM 15.0.0 (clang-1500.3.9.4)") == ("-O2",)
+
+
 def test_cxx_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", f"{sys.executable} -O7")
     assert build.candidates()[0] == (sys.executable, "-O7")

@@ -47,7 +47,8 @@ FLAGS = (
     "-Wno-psabi",
     "-pthread",
 )
-QUICK = ("-O2", "-fno-tree-pre")
+GCC_ONLY = ("-fno-tree-pre",)  # newer clangs refuse what they do not know
+QUICK = ("-O2", *GCC_ONLY)
 LONG = 1_500  # statements of a part that is compiled with those, in two thirds of the time
 MACHINE = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
 
@@ -115,6 +116,11 @@ class Compiler:
     def flags(self) -> tuple[str, ...]:
         zig = ("-fno-sanitize=undefined",) if "ziglang" in self.command else ()
         return (*FLAGS, *self.machine, *zig)
+
+    def known(self, flags: Sequence[str]) -> tuple[str, ...]:
+        """Those of the flags that this compiler knows."""
+        clang = "clang" in self.version.lower()
+        return tuple(flag for flag in flags if not (clang and flag in GCC_ONLY))
 
     @property
     def link(self) -> tuple[str, ...]:
@@ -233,7 +239,7 @@ def efforts(text: str) -> list[tuple[str, ...]]:
 
 
 def key_of(text: str, using: Compiler) -> str:
-    efforts_of_parts = (flag for part in efforts(text) for flag in part)
+    efforts_of_parts = (flag for part in efforts(text) for flag in using.known(part))
     flags = (*using.flags, *efforts_of_parts, *using.link)
     parts = (text, headers_hash(), using.facts, *using.command, *flags)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
@@ -372,7 +378,7 @@ def compile_parts(using: Compiler, source: Path, each: Sequence[tuple[str, ...]]
     run_checked(
         using,
         [
-            [*base, *flags, "-o", path, *([f"-DOCP_PART={part}"] if parts > 1 else [])]
+            [*base, *using.known(flags), "-o", path, *([f"-DOCP_PART={part}"] if parts > 1 else [])]
             for part, (path, flags) in enumerate(zip(objects, each, strict=True), 1)
         ],
         source.parent,
