@@ -179,12 +179,15 @@ def explained(rows: list[dict[str, Any]], problems: dict[str, ocp.Problem], most
 
 
 def verdict(row: dict[str, Any]) -> str:
+    """equal: trajectories to `EXACT`; same: status, and cost to `SAME`; cut: neither side ended."""
     eager, native = row["cost"]
     if row["status"][0] != row["status"][1]:
         return "differs"
     if max(row["states"], row["controls"]) <= EXACT:
         return "equal"
-    return "same" if abs(native - eager) <= SAME * max(abs(eager), 1e-12) else "differs"
+    if abs(native - eager) <= SAME * max(abs(eager), 1e-12):
+        return "same"
+    return "cut" if row["status"][0] == "MAX_ITERATIONS" else "differs"
 
 
 def classic() -> Iterator[tuple[str, ocp.Problem]]:
@@ -220,6 +223,8 @@ def cell(row: dict[str, Any]) -> str:
     if found == "equal":
         return f"equal, {max(row['states'], row['controls']):.0e}"
     away = f"{abs(native - eager) / max(abs(eager), 1e-12):.0e}"
+    if found == "cut":
+        return f"cut at {row['iterations'][0]}, cost {away}"
     if found == "same":
         return f"same, cost {away}, trajectory {max(row['states'], row['controls']):.0e}"
     statuses = " / ".join(s.lower().replace("_", " ") for s in row["status"])
