@@ -165,7 +165,10 @@ def test_ctrl_c_ends_the_compiler_and_leaves_nothing_behind(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", str(script(tmp_path, BAD["hangs"][0])))
-    process = python(f"from ocp.engines.native import build; build.load({ANSWER!r})")
+    process = python(
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"  # of a terminal
+        f"from ocp.engines.native import build; build.load({ANSWER!r})"
+    )
     until = time.monotonic() + 60
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
         assert process.poll() is None and time.monotonic() < until
