@@ -2,7 +2,7 @@
 
 Well-conditioned problems agree to 1e-9 in states and controls. Elsewhere rounding decides which of
 two equal steps is taken, and status and cost are what has to agree: `benchmarks/native_solves.py`
-lists both.
+lists both, and docs/engines.md what it found.
 """
 
 import sys
@@ -29,12 +29,15 @@ WELL_CONDITIONED = {
         quadrotor2d quadrotor3d arm masses van_der_pol van_der_pol_bounded""",
     ("ilqr", "bounds"): """pendulum cartpole acrobot double_pendulum unicycle quadrotor2d
         quadrotor3d arm masses van_der_pol""",
-    ("ilqr", "states"): "pendulum",
+    ("ilqr", "states"): "pendulum cartpole_bounded acrobot double_pendulum unicycle",
     ("ddp", "plain"): """pendulum acrobot double_pendulum unicycle quadrotor2d quadrotor3d arm
         masses van_der_pol van_der_pol_bounded""",
     ("ddp", "bounds"): """pendulum double_pendulum unicycle quadrotor2d quadrotor3d arm masses
         van_der_pol""",
+    ("ddp", "states"): """pendulum acrobot double_pendulum unicycle quadrotor2d quadrotor3d arm
+        masses van_der_pol van_der_pol_bounded""",
     ("pmp", "plain"): "arm masses van_der_pol van_der_pol_bounded",
+    ("pmp", "bounds"): "masses van_der_pol",
 }
 QUICK = (  # the rest takes minutes of the eager engine
     ("unicycle", "plain", "ddp"),
