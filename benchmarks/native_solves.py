@@ -2,11 +2,17 @@
 
     python benchmarks/native_solves.py [--problems a,b] [--cases CASES_DIR] [--methods ilqr,ddp]
                                        [--kinds plain,bounds,states] [--iterations 300] [--out F]
+                                       [--table | --explain]
 
 Kinds of solves: `plain` from given controls; `bounds` with controls held to a part of what the
 plain solution uses (a problem's own bounds are kept); `states` from states that do not follow from
 the controls. CASES_DIR is that of `reference_cases.py`. Rows are appended to F (JSON lines), and
 what stands there already is not run again; `--table` prints them as a Markdown table.
+
+A row says where two solves part: the first iteration at which another step size, damping or order
+is chosen, and how far costs and residuals of the iterations before it were apart. `--explain` sets
+beside every row that is not equal what the native engine does against itself, from starts whose
+controls differ in their last bits: where that parts as early, rounding is amplified by the problem.
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ METHODS = ("ilqr", "ddp", "newton", "pmp")
 KINDS = ("plain", "bounds", "states")
 SHARE = 0.6  # of the largest control of the plain solution, that the bounds leave
 EXACT, SAME = 1e-9, 1e-6
+NEAR = 1e-14  # relative: about what engines differ by in a first iteration
 
 
 def start(problem: ocp.Problem) -> list[torch.Tensor]:
@@ -90,16 +97,100 @@ def compare(problem: ocp.Problem, method: str, kind: str, most: int) -> dict[str
         "states": difference(native.states, eager.states),
         "controls": difference(native.controls, eager.controls),
         "ran": native.engine,
+        **parting(eager.history, native.history),
     }
 
 
+def parting(eager: dict[str, torch.Tensor], native: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The first iteration with another decision, None if there is none, and what went before.
+
+    ``apart``: log10 of the largest of the differences of cost and residual, relative to the eager
+    ones, at each iteration up to that one. Equal first decisions and a steady growth from 1e-16:
+    rounding, amplified. A jump: something else.
+    """
+    steps = min(len(eager["cost"]), len(native["cost"]))
+    other = torch.zeros(steps, dtype=torch.bool)
+    for name in ("step_size", "damping", "second_order"):
+        a, b = eager[name][:steps], native[name][:steps]
+        other |= (a != b) if name == "second_order" else (a - b).abs() > 1e-6 * a.abs()
+    first = int(other.nonzero()[0]) if bool(other.any()) else None
+    upto = steps if first is None else first + 1
+    apart = torch.zeros(upto, dtype=torch.float64)
+    for name in ("cost", "residual"):
+        a, b = eager[name][:upto].double(), native[name][:upto].double()
+        apart = torch.maximum(apart, (a - b).abs() / a.abs().clamp_min(1e-300))
+    logs = apart.clamp_min(1e-18).log10()
+    return {"parted": first, "apart": [round(v, 1) for v in logs.tolist()]}
+
+
+def from_last_bits_away(
+    problem: ocp.Problem, method: str, kind: str, most: int, draws: int = 8
+) -> list[dict[str, Any]]:
+    """What a row says, of native solves against the first, their starts a last bit away."""
+    found = arguments(problem, kind, method)
+    assert found is not None
+    problem, given = found
+    g = torch.Generator().manual_seed(0)
+    solve = lambda us: ocp.solve(
+        problem, method, engine="native", max_iterations=most, **{**given, "controls": us}
+    )
+    first, rows = solve(given["controls"]), []
+    for _ in range(draws):
+        near = [
+            u * (1 - NEAR * torch.rand(u.shape, generator=g, dtype=u.dtype))
+            for u in given["controls"]
+        ]
+        other = solve(near)
+        rows.append(
+            {
+                "iterations": int(other.iterations),
+                "cost": abs(float(other.cost - first.cost)) / max(abs(float(first.cost)), 1e-12),
+                "away": max(
+                    difference(other.states, first.states),
+                    difference(other.controls, first.controls),
+                ),
+                "parted": parting(first.history, other.history)["parted"],
+            }
+        )
+    return rows
+
+
+def explained(rows: list[dict[str, Any]], problems: dict[str, ocp.Problem], most: int) -> str:
+    """A line for each row that is not equal: eager and native, and native against itself."""
+    lines = [
+        "| problem | kind | method | iterations | part at | cost | trajectory "
+        "| iterations | part at | cost | trajectory |",
+        "|---" * 11 + "|",
+    ]
+    for row in rows:
+        if verdict(row) == "equal" or row["problem"] not in problems:
+            continue
+        own = from_last_bits_away(problems[row["problem"]], row["method"], row["kind"], most)
+        span = lambda name, own=own: [r[name] for r in own if r[name] is not None] or ["never"]
+        eager, native = row["cost"]
+        cells = [
+            row["problem"], row["kind"], row["method"],
+            " / ".join(map(str, row["iterations"])), str(row["parted"]),
+            f"{abs(native - eager) / max(abs(eager), 1e-12):.0e}",
+            f"{max(row['states'], row['controls']):.0e}",
+            f"{min(span('iterations'))} to {max(span('iterations'))}",
+            f"{min(span('parted'))} to {max(span('parted'))}",
+            f"{max(span('cost')):.0e}", f"{max(span('away')):.0e}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def verdict(row: dict[str, Any]) -> str:
+    """equal: trajectories to `EXACT`; same: status, and cost to `SAME`; cut: neither side ended."""
     eager, native = row["cost"]
     if row["status"][0] != row["status"][1]:
         return "differs"
     if max(row["states"], row["controls"]) <= EXACT:
         return "equal"
-    return "same" if abs(native - eager) <= SAME * max(abs(eager), 1e-12) else "differs"
+    if abs(native - eager) <= SAME * max(abs(eager), 1e-12):
+        return "same"
+    return "cut" if row["status"][0] == "MAX_ITERATIONS" else "differs"
 
 
 def classic() -> Iterator[tuple[str, ocp.Problem]]:
@@ -135,6 +226,8 @@ def cell(row: dict[str, Any]) -> str:
     if found == "equal":
         return f"equal, {max(row['states'], row['controls']):.0e}"
     away = f"{abs(native - eager) / max(abs(eager), 1e-12):.0e}"
+    if found == "cut":
+        return f"cut at {row['iterations'][0]}, cost {away}"
     if found == "same":
         return f"same, cost {away}, trajectory {max(row['states'], row['controls']):.0e}"
     statuses = " / ".join(s.lower().replace("_", " ") for s in row["status"])
@@ -150,6 +243,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--explain", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
@@ -160,6 +254,9 @@ def main() -> None:
         return
     done = {(r["problem"], r["method"], r["kind"]) for r in rows}
     problems = list(reference(options.cases) if options.cases else classic())
+    if options.explain:
+        print(explained(rows, dict(problems), options.iterations))
+        return
     wanted = options.problems.split(",") if options.problems else [name for name, _ in problems]
     for method in options.methods.split(","):
         for kind in options.kinds.split(","):

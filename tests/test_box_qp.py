@@ -1,11 +1,15 @@
-"""The box-QP against SciPy and against its optimality conditions."""
+"""The box-QP against SciPy and against its optimality conditions; the compiled one against it."""
+
+from ctypes import c_int64, c_void_p
 
 import numpy as np
 import pytest
 import references
 import torch
+from native_cases import needs_compiler
 
 from ocp.engines.box_qp import box_qp
+from ocp.engines.native import build
 
 F64 = torch.float64
 
@@ -98,3 +102,70 @@ def test_float32():
     x, _, _, good = box_qp(*(v.float() for v in (H, g, lo, hi)))
     assert x.dtype == torch.float32 and bool(good.all())
     torch.testing.assert_close(x.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def last_bit_off(B, m, seed):
+    """Zero, where the search begins, lies a last bit off a limit for every other component."""
+    H, g, lo, hi = random_problems(B, m, seed, condition=300.0)
+    lo, hi = lo - hi - 0.1, hi - lo + 0.1
+    at = torch.arange(m) % 2 == seed % 2
+    return H, g, torch.where(at & (g > 0), -1e-16, lo), torch.where(at & (g <= 0), 1e-16, hi)
+
+
+@pytest.mark.parametrize("m", [2, 3, 6])
+def test_a_start_a_last_bit_off_its_limit_holds_nobody_up(m):
+    problems = last_bit_off(300, m, seed=m)
+    x, free, _, good = box_qp(*problems)
+    slope = problems[1] + (problems[0] @ x[..., None])[..., 0]
+    assert bool(good.all())
+    assert float(slope[free].abs().max()) < 1e-11
+    for b in range(0, 300, 10):
+        expected = references.box_qp(*(v[b].numpy() for v in problems))
+        np.testing.assert_allclose(x[b], expected, atol=1e-8)
+
+
+BOX = """
+#define OCP_REAL {real}
+#include "box_qp.h"
+using namespace ocp;
+extern "C" __attribute__((visibility("default"))) void many(
+    const Real* H, const Real* g, const Real* lo, const Real* hi, Real* x, Real* good, Int B) {{
+  constexpr int m = {m};
+  using V = {lanes};
+  for (Int b = 0; b < B; b += {step}) {{
+    V h[tri_size(m)], q[m], l[m], u[m];
+    for (int s = 0; s < {step}; ++s)
+      for (int i = 0; i < m; ++i) {{
+        for (int j = 0; j <= i; ++j) set(h[tri(i, j)], s, H[((b + s) * m + i) * m + j]);
+        set(q[i], s, g[(b + s) * m + i]);
+        set(l[i], s, lo[(b + s) * m + i]);
+        set(u[i], s, hi[(b + s) * m + i]);
+      }}
+    const auto qp = box_qp<m>(h, q, l, u);
+    for (int s = 0; s < {step}; ++s) {{
+      for (int i = 0; i < m; ++i) x[(b + s) * m + i] = get(qp.x[i], s);
+      good[b + s] = get(select(qp.definite, V(1), V(0)), s);
+    }}
+  }}
+}}
+"""
+
+
+@needs_compiler
+@pytest.mark.parametrize("m", [1, 2, 5])
+@pytest.mark.parametrize("lanes", [False, True], ids=["one", "lanes"])
+def test_the_compiled_one_is_the_same(m, lanes):
+    kinds = ("Pack<Real, OCP_LANES>", "OCP_LANES") if lanes else ("Real", "1")
+    library = build.load(BOX.format(real="double", m=m, lanes=kinds[0], step=kinds[1]))
+    library.many.argtypes = [c_void_p] * 6 + [c_int64]
+    for problems in (
+        random_problems(64, m, m, 1e3),
+        last_bit_off(64, m, m),
+        last_bit_off(64, m, 0),
+    ):
+        expected, _, _, found = box_qp(*problems)
+        x, good = torch.full((64, m), torch.nan, dtype=F64), torch.zeros(64, dtype=F64)
+        given = [v.contiguous() for v in problems]
+        library.many(*(v.data_ptr() for v in (*given, x, good)), 64)
+        assert bool(good.all()) and bool(found.all())
+        torch.testing.assert_close(x, expected, rtol=0, atol=1e-11)

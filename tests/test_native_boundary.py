@@ -72,6 +72,22 @@ def test_what_is_singular_or_not_finite_is_found_and_harms_its_problem_alone(mon
             assert torch.equal(again[:, line], expected[:, line])
 
 
+def test_what_needs_an_exchange_of_rows_is_regular_and_nan_in_the_first_gains_is_found():
+    expansion, table, rhs = random_system(3, 3, 2, 3, 1)
+    lzz, fz = expansion.lzz.clone(), expansion.fz.clone()
+    fz[2, 0, :, 2:] = 0
+    exchange = torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]], dtype=F64)
+    lzz[2, 0, 2:, 2:] = exchange - table[2, 0, 2:, 2:]
+    lzz[0, 1, 2:, :2] = torch.nan  # Q_ux: enters nothing but K, times a change of x0 that is 0
+    system = expansion._replace(lzz=lzz, fz=fz)
+    second = SecondOrder(lambda t, v: table[t], [], [])
+    point, regular = correction(*repeated(system, second, 1), rhs)
+    *found, ok = boundary.correction(system, table, *rhs)
+    assert ok.tolist() == regular.tolist() == [True, False, True]
+    for ours, theirs in zip(found, point, strict=True):
+        close(ours[:, [0, 2]], theirs[:, [0, 2]], 1e-9)
+
+
 def compare_steps(problem: ocp.Problem, us: object, steps: int) -> None:
     eager, native = (Indirect(engine=name) for name in ("eager", "native"))
     state = eager.init(problem, us)

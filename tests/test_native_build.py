@@ -7,14 +7,19 @@ import os
 import stat
 import subprocess
 import sys
+from collections import OrderedDict
 from ctypes import c_int64, c_void_p
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from references import close
 
-from ocp.engines.native import build
+import ocp
+from ocp.engines.native import build, compiled
+from ocp.problems.registry import REGISTRY
 
 try:
     build.compiler()
@@ -176,12 +181,41 @@ def test_a_compiler_that_does_not_work_is_passed_over(monkeypatch: pytest.Monkey
     assert build.compiler().command in working
 
 
+def test_flags_that_gcc_alone_knows_are_not_given_to_clang() -> None:
+    made = lambda version: build.Compiler(("x",), (), "", version).known(build.QUICK)
+    assert made("12.2.0") == build.QUICK
+    assert made("Clang 22.1.8") == made("Apple LLVM 15.0.0 (clang-1500.3.9.4)") == ("-O2",)
+
+
 def test_cxx_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", f"{sys.executable} -O7")
     assert build.candidates()[0] == (sys.executable, "-O7")
 
 
-@pytest.mark.skipif(find_spec("ziglang") is None, reason="the wheel ziglang is not installed")
+needs_wheel = pytest.mark.skipif(find_spec("ziglang") is None, reason="ziglang is not installed")
+
+
+@needs_wheel
+@pytest.mark.parametrize("name", ["pendulum", "quadrotor2d"])
+def test_programs_of_the_wheel_give_eagers_steps(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is long enough to be compiled with less effort."""
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(compiled, "_known", OrderedDict())
+    problem = REGISTRY[name].factory()
+    us = 0.1 * torch.ones(problem.horizon, problem.control_dims[0], dtype=torch.float64)
+    native, eager = (
+        ocp.solve(problem, "ddp", controls=us, engine=engine, max_iterations=2)
+        for engine in ("native", "eager")
+    )
+    assert "ziglang" in build.compiler().command and native.engine == "native"
+    close(native.controls, eager.controls, 1e-9)
+    close(native.states, eager.states, 1e-9)
+
+
+@needs_wheel
 def test_the_wheel_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")

@@ -66,6 +66,34 @@ def test_the_minimiser_is_the_eager_one_where_h_is_not_convex_too(augmented, bou
         assert bool((ours == problem.lower).any() | (ours == problem.upper).any())
 
 
+def test_the_minimiser_keeps_within_bounds_that_change_with_the_stage():
+    T, problem = 5, broad(3, 5)
+    g = torch.Generator().manual_seed(4)
+    lo = -0.1 - torch.rand(T, 3, generator=g, dtype=F64)
+    bounded = problem.replace(
+        control_bounds=(lo, lo + 0.3 + torch.rand(T, 3, generator=g).double())
+    )
+    (eager, native), us = pair(bounded, 2, size=2.0)
+    ours, theirs = ProjectedNewton()(native, us), ProjectedNewton()(eager, us)
+    close(ours, theirs, 1e-7)
+    for limit in (bounded.lower, bounded.upper):
+        assert bool((ours == limit).any())
+
+
+def test_a_direction_without_curvature_gets_a_little():
+    """H is indefinite with an eigenvalue 0: the step along its vector is long, and finite."""
+    f = lambda x, u, t: torch.stack((0.5 * x[0] + u[0], x[1] - 0.2 * u[1] + 0.1 * u[2]))
+    l = lambda x, u, t: (x @ x) + 1e-7 * u[0] - 0.6 * u[1] * u[1] + 0.8 * u[2] * u[2] + 0.1 * u[2]
+    x0 = torch.tensor([[0.3, -0.2], [1.0, 0.4]], dtype=F64)
+    problem = ocp.Problem(f, ocp.FunctionCost(l, lambda x: x @ x), x0, 3, 3)
+    (eager, native), us = pair(problem)
+    assert eager.ps is native.ps
+    eager.ps.mul_(1e-9)  # it is divided by the least eigenvalue
+    ours, theirs = (ProjectedNewton(iterations=1)(h, us) for h in (native, eager))
+    assert float(theirs.abs().max()) > 1
+    close(ours, theirs, 1e-7)
+
+
 def test_numbers_that_are_not_finite_harm_their_sample_alone():
     (_, native), us = pair(models.rich(5))
     clean = ProjectedNewton()(native, us)

@@ -13,6 +13,7 @@ from test_native_engine import OTHERS, QUICK
 
 import ocp
 from ocp import engines
+from ocp.engines.native import engine as native_engine
 from ocp.engines.native.cuda import Cuda
 from ocp.engines.native.grid import Form
 from ocp.problems.registry import REGISTRY
@@ -101,22 +102,68 @@ def test_steps_of_a_batch_with_data_and_active_bounds_equal_the_eager_ones():
 
 
 @pytest.mark.parametrize("search", ["lbfgs", "gradient"])
-def test_after_a_refused_step_pairs_are_forgotten_and_the_scale_shrinks(search):
+@pytest.mark.parametrize("batch", [1, 11])
+def test_after_a_refused_step_pairs_are_forgotten_and_the_scale_shrinks(search, batch):
     """Of every other problem of a batch: its controls are those of the step before."""
-    problem = models.rich(11, control_bounds=([-0.2, -0.3], [0.25, 0.1]))
-    eager, native = (PMP(engine=name, search=search, pairs=4) for name in ("eager", "native"))
+    problem = models.rich(batch, control_bounds=([-0.2, -0.3], [0.25, 0.1]))
+    eager, native = (PMP(engine=name, search=search, pairs=3) for name in ("eager", "native"))
     state = eager.init(problem, guess(problem))
-    for _ in range(3):
+    for _ in range(5):  # until every pair there is room for has been found
         state = eager.step(problem, state)
     refused = eager.direction(state, state.engine.expand(state.xs, state.us)).memory
     assert refused is not None and state.memory is not None
-    odd = (torch.arange(11) % 2 == 1)[:, None]
-    state = state._replace(memory=torch.where(odd, refused, state.memory))
+    chosen = (torch.arange(batch) % 2 == 0)[:, None]
+    state = state._replace(memory=torch.where(chosen, refused, state.memory))
     running = state.status == ocp.Status.RUNNING
+    assert bool(running.any()) and (
+        search == "gradient" or bool(refused[3:, running].any(-1).all())
+    )
     other = native.steps(problem, state._replace(engine=engines.make(problem, "native")), 1)
     after = eager.step(problem, state)
     same(other, after, running)
-    assert not after.memory[3:, odd[:, 0] & running].any()
+    assert not after.memory[3:, chosen[:, 0] & running].any()
+
+
+def test_where_the_last_step_found_no_curvature_the_scale_doubles():
+    """An uphill gradient change along the last step: a memory that says so."""
+    problem = models.rich(5)
+    for search in ("lbfgs", "gradient"):
+        eager, native = (PMP(engine=name, search=search, pairs=3) for name in ("eager", "native"))
+        state = eager.step(problem, eager.init(problem, guess(problem)))
+        u, _, scale = state.memory[:3]
+        now = eager.direction(state, state.engine.expand(state.xs, state.us)).memory
+        bent = state.memory.clone()
+        bent[1] = now[1] + (now[0] - u)  # y = -s
+        state = state._replace(memory=bent)
+        after = eager.step(problem, state)
+        assert torch.equal(after.memory[2], 2 * scale)
+        other = native.steps(problem, state._replace(engine=engines.make(problem, "native")), 1)
+        same(other, after, state.status == ocp.Status.RUNNING)
+
+
+@pytest.mark.parametrize("method", ["pmp", "ilqr", "ddp"])
+@pytest.mark.parametrize("batch", [1, 6])
+def test_what_work_memory_held_before_changes_nothing(method, batch, monkeypatch):
+    problem = models.rich(batch, horizon=7, control_bounds=([-0.2, -0.3], [0.25, 0.1]))
+    solver = ocp.make_solver(method, engine="native", **({"pairs": 3} if method == "pmp" else {}))
+    kept = []  # for as long as it is used
+
+    def filled(size, byte):
+        kept.append(torch.full((size,), byte, dtype=torch.uint8))
+        return kept[-1]
+
+    found = []
+    for byte in (0, 255):  # all bits: nan
+        monkeypatch.setattr(native_engine, "scratch", lambda size, byte=byte: filled(size, byte))
+        state = solver.init(problem, guess(problem))
+        for _ in range(6):
+            state = solver.steps(problem, state._replace(engine=engines.make(problem, "native")), 1)
+        assert bool(torch.isfinite(state.cost).all())
+        found.append(state)
+    assert len(kept) > 2
+    for name in ("xs", "us", "memory", "cost", "residual", "status"):
+        first, second = (getattr(s, name) for s in found)
+        assert (first is None and second is None) or torch.equal(first, second), name
 
 
 def test_steps_equal_the_eager_ones_where_sizes_change():

@@ -2,7 +2,7 @@
 
 Well-conditioned problems agree to 1e-9 in states and controls. Elsewhere rounding decides which of
 two equal steps is taken, and status and cost are what has to agree: `benchmarks/native_solves.py`
-lists both.
+lists both, and docs/engines.md what it found.
 """
 
 import sys
@@ -23,17 +23,28 @@ from native_solves import EXACT, compare, verdict
 pytestmark = needs_compiler
 F64 = torch.float64
 
-# Problems, kinds of solves and methods whose whole trajectories agree to 1e-9.
-EQUAL = [
-    ("pendulum", "plain", "ilqr"),
-    ("pendulum", "bounds", "ilqr"),
-    ("acrobot", "plain", "ilqr"),
-    ("pendulum", "states", "ilqr"),
-    ("unicycle", "bounds", "ilqr"),
-    ("unicycle", "states", "ilqr"),
-    ("masses", "bounds", "ilqr"),
+# Classic problems whose whole trajectories agree to 1e-9, by method and kind of solve.
+WELL_CONDITIONED = {
+    ("ilqr", "plain"): """pendulum cartpole_bounded acrobot double_pendulum unicycle car_parking
+        quadrotor2d quadrotor3d arm masses van_der_pol van_der_pol_bounded""",
+    ("ilqr", "bounds"): """pendulum cartpole acrobot double_pendulum unicycle quadrotor2d
+        quadrotor3d arm masses van_der_pol""",
+    ("ilqr", "states"): "pendulum cartpole_bounded acrobot double_pendulum unicycle",
+    ("ddp", "plain"): """pendulum acrobot double_pendulum unicycle quadrotor2d quadrotor3d arm
+        masses van_der_pol van_der_pol_bounded""",
+    ("ddp", "bounds"): """pendulum double_pendulum unicycle quadrotor2d quadrotor3d arm masses
+        van_der_pol""",
+    ("ddp", "states"): """pendulum acrobot double_pendulum unicycle quadrotor2d quadrotor3d arm
+        masses van_der_pol van_der_pol_bounded""",
+    ("pmp", "plain"): "arm masses van_der_pol van_der_pol_bounded",
+    ("pmp", "bounds"): "masses van_der_pol",
+}
+QUICK = (  # the rest takes minutes of the eager engine
+    ("unicycle", "plain", "ddp"),
+    ("quadrotor2d", "plain", "ddp"),
     ("van_der_pol", "bounds", "ilqr"),
-]
+    ("van_der_pol", "plain", "pmp"),
+)
 
 
 def mild(seed, n, m, batch, horizon, bounds=False, alone=False):
@@ -178,8 +189,14 @@ def test_one_program_does_for_all_the_random_data():
     assert len(texts) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "kind", "method"), EQUAL)
+@pytest.mark.parametrize(
+    ("name", "kind", "method"),
+    [
+        pytest.param(*solve, marks=[] if solve in QUICK else pytest.mark.slow)
+        for (method, kind), names in WELL_CONDITIONED.items()
+        for solve in ((name, kind, method) for name in names.split())
+    ],
+)
 def test_classic_problems_that_are_well_conditioned(name, kind, method):
     row = compare(REGISTRY[name].factory(), method, kind, 300)
     assert row is not None and row["ran"] == "native"

@@ -49,18 +49,20 @@ OCP_FN MaskOf<V> box_state(
 }
 
 // Move x along the projected step, the largest of 1, 1/2, ... with enough decrease. Lanes that are
-// done stay; those without a decrease become done: optimal to rounding.
+// not searching stay; returns those that find no decrease. `cut`: the limits cut the last trial.
 template <int m, class V>
-OCP_FN void box_move(const V* H, const V* lo, const V* hi, const V* slope, const V* step,
-                     BoxQP<m, V>& qp, MaskOf<V>& done) {
-  auto searching = !done;
+OCP_FN MaskOf<V> box_move(const V* H, const V* lo, const V* hi, const V* slope, const V* step,
+                          BoxQP<m, V>& qp, MaskOf<V> searching, MaskOf<V>& cut) {
   V x[m];
   for (int i = 0; i < m; ++i) x[i] = qp.x[i];
   double shrink = 1;
   for (int trial = 0; trial < 10 && any(searching); ++trial, shrink *= 0.5) {
     V at[m], moved[m], gain = V(0), bend = V(0);
+    cut = !always<V>();
     for (int i = 0; i < m; ++i) {
-      at[i] = min_(max_(x[i] + V(shrink) * step[i], lo[i]), hi[i]);
+      const V wanted = x[i] + V(shrink) * step[i];
+      at[i] = min_(max_(wanted, lo[i]), hi[i]);
+      cut = cut | (at[i] != wanted);
       moved[i] = at[i] - x[i];
       gain += slope[i] * moved[i];
     }
@@ -73,7 +75,25 @@ OCP_FN void box_move(const V* H, const V* lo, const V* hi, const V* slope, const
     for (int i = 0; i < m; ++i) qp.x[i] = select(good, at[i], qp.x[i]);
     searching = searching & !good;
   }
-  done = done | searching;
+  return searching;
+}
+
+// Where a component is a last bit off its limit, Newton's step of the others counts on a move that
+// the limit cuts off, and may climb whatever its length. The gradient, each component scaled by its
+// curvature, always descends, and puts such a component on its limit (Bertsekas 1982). Lanes
+// without a decrease are done: optimal to rounding.
+template <int m, class V>
+OCP_FN void box_step(const V* H, const V* lo, const V* hi, const V* slope, const V* step,
+                     BoxQP<m, V>& qp, MaskOf<V>& done) {
+  MaskOf<V> cut = done;
+  MaskOf<V> stuck = box_move<m>(H, lo, hi, slope, step, qp, !done, cut);
+  if (m == 1) cut = !always<V>();
+  done = done | (stuck & !cut), stuck = stuck & cut;
+  if (!any(stuck)) return;
+  V scaled[m];
+  for (int i = 0; i < m; ++i)
+    scaled[i] = select(qp.free[i], -slope[i] / select(qp.free[i], H[tri(i, i)], V(1)), V(0));
+  done = done | box_move<m>(H, lo, hi, slope, scaled, qp, stuck, cut);
 }
 
 template <int m, class V>
@@ -87,7 +107,7 @@ OCP_FN BoxQP<m, V> box_qp(const V* H, const V* g, const V* lo, const V* hi) {
     if (all(done)) break;
     for (int i = 0; i < m; ++i) step[i] = select(qp.free[i], slope[i], V(0));
     solve_negative<m>(qp.factor, step);
-    box_move<m>(H, lo, hi, slope, step, qp, done);
+    box_step<m>(H, lo, hi, slope, step, qp, done);
   }
   qp.definite = qp.factor.definite & done;
   return qp;

@@ -15,11 +15,10 @@ import os
 import shlex
 import shutil
 import stat
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,11 +26,14 @@ from typing import Any, Literal
 
 import torch
 
+from ocp.engines.native import commands
+
 HEADERS = Path(__file__).parent
 # What comes before the generated functions.
 BEFORE = ("pack.h", "maths.h", "context.h", "kinds.h", "linalg.h", "dual.h", "net.h", "box_qp.h")
 SECONDS = 600.0  # that a compiler may take
 LINES = 12  # of a compiler's messages that an error repeats
+HINT = "Set OCP_CACHE_DIR to a directory of your own (chmod 700)."
 
 FLAGS = (
     "-std=c++17",
@@ -45,7 +47,8 @@ FLAGS = (
     "-Wno-psabi",
     "-pthread",
 )
-QUICK = ("-O2", "-fno-tree-pre")
+GCC_ONLY = ("-fno-tree-pre",)  # newer clangs refuse what they do not know
+QUICK = ("-O2", *GCC_ONLY)
 LONG = 1_500  # statements of a part that is compiled with those, in two thirds of the time
 MACHINE = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
 
@@ -114,6 +117,11 @@ class Compiler:
         zig = ("-fno-sanitize=undefined",) if "ziglang" in self.command else ()
         return (*FLAGS, *self.machine, *zig)
 
+    def known(self, flags: Sequence[str]) -> tuple[str, ...]:
+        """Those of the flags that this compiler knows."""
+        clang = "clang" in self.version.lower()
+        return tuple(flag for flag in flags if not (clang and flag in GCC_ONLY))
+
     @property
     def link(self) -> tuple[str, ...]:
         kind = "-dynamiclib" if sys.platform == "darwin" else "-shared"
@@ -152,12 +160,12 @@ def compiler() -> Compiler:
 
 
 @functools.cache
-def _compiler(commands: tuple[tuple[str, ...], ...]) -> Compiler:
+def _compiler(candidates: tuple[tuple[str, ...], ...]) -> Compiler:
     complaints = []
-    for command in commands:
+    for command in candidates:
         for machine in MACHINE:
             ask = [*command, *machine, "-dM", "-E", "-x", "c++", os.devnull]
-            done = _run(ask)
+            (done,) = commands.run([ask], SECONDS)
             if done.returncode == 0:
                 facts = hashlib.sha256(done.stdout.encode()).hexdigest()
                 return Compiler(command, machine, facts, version_of(done.stdout))
@@ -174,24 +182,6 @@ def version_of(macros: str) -> str:
         if line.startswith("#define __VERSION__ "):
             return line.split(" ", 2)[2].strip('"')
     return "unknown version"
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=SECONDS,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-    except OSError as error:
-        return subprocess.CompletedProcess(command, 127, "", str(error))
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, "", f"gave up after {SECONDS:.0f} s")
 
 
 def first_errors(messages: str, lines: int = LINES) -> str:
@@ -216,16 +206,15 @@ def cache_directory() -> Path:
         path = Path.home() / "Library" / "Caches" / "torch-ocp"
     else:
         path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch-ocp"
-    hint = "Set OCP_CACHE_DIR to a directory of your own (chmod 700)."
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = path.stat()
     except OSError as error:
-        raise BuildError(f"cache directory {path}: {error}. {hint}") from error
+        raise BuildError(f"cache directory {path}: {error}. {HINT}") from error
     if hasattr(os, "getuid") and facts.st_uid != os.getuid():
-        raise BuildError(f"cache directory {path} belongs to another user. {hint}")
+        raise BuildError(f"cache directory {path} belongs to another user. {HINT}")
     if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise BuildError(f"cache directory {path} is writable by other users. {hint}")
+        raise BuildError(f"cache directory {path} is writable by other users. {HINT}")
     return path
 
 
@@ -250,7 +239,7 @@ def efforts(text: str) -> list[tuple[str, ...]]:
 
 
 def key_of(text: str, using: Compiler) -> str:
-    efforts_of_parts = (flag for part in efforts(text) for flag in part)
+    efforts_of_parts = (flag for part in efforts(text) for flag in using.known(part))
     flags = (*using.flags, *efforts_of_parts, *using.link)
     parts = (text, headers_hash(), using.facts, *using.command, *flags)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
@@ -264,16 +253,25 @@ def load(text: str) -> ctypes.CDLL:
 
     Raises:
         BuildError: no compiler, a compiler that fails (with its command and first messages), or a
-            cache directory that cannot be trusted.
+            cache directory that cannot be trusted or written to.
     """
     entry = place_of(text)
     key = str(entry)
     if key not in _loaded:
-        library = cached(entry)
-        if library is None:
-            library = ctypes.CDLL(str(compiled(text, compiler(), entry)))
-        _loaded[key] = library
+        _loaded[key] = cached(entry) or made_now(text, entry)
     return _loaded[key]
+
+
+def made_now(text: str, entry: Path) -> ctypes.CDLL:
+    using = compiler()
+    path = compiled(text, using, entry)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise BuildError(
+            f"what the compiler made ({using.version}) cannot be loaded: {error}. If programs may "
+            f"not be run from there: {HINT}"
+        ) from error
 
 
 def place_of(text: str) -> Path:
@@ -298,11 +296,11 @@ def trusted(entry: Path) -> bool:
 def trust(entry: Path) -> None:
     """Remember, in the cache, that a program agrees with eager PyTorch."""
     try:
-        note = {**json.loads(entry.read_text()), "checked": torch.__version__}
-        with tempfile.NamedTemporaryFile("w", dir=entry.parent, delete=False) as file:
-            json.dump(note, file)
-        os.replace(file.name, entry)
-    except (OSError, ValueError):  # the cache was emptied meanwhile: it is checked again
+        with workplace(entry) as work:
+            note = {**json.loads(entry.read_text()), "checked": torch.__version__}
+            (work / "note.json").write_text(json.dumps(note))
+            os.replace(work / "note.json", entry)
+    except (BuildError, ValueError):  # emptied meanwhile, or read-only: it is checked again
         return
 
 
@@ -320,7 +318,7 @@ def kept(entry: Path) -> Path | None:
     try:
         note = json.loads(entry.read_text())
         path = entry.with_name(str(note["file"]))
-        if path.parent != entry.parent:
+        if path.parent != entry.parent or note["key"] != entry.stem:  # of another program
             return None
         same = hashlib.sha256(path.read_bytes()).hexdigest() == note["sha256"]
         return path if same else None
@@ -334,7 +332,8 @@ def keep(entry: Path, file: Path, by: str, **facts: Any) -> Path:
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     path = entry.with_name(f"{entry.stem}-{digest[:16]}{file.suffix}")
     note = file.with_name("note.json")
-    note.write_text(json.dumps({"file": path.name, "sha256": digest, "by": by, **facts}))
+    told = {"key": entry.stem, "file": path.name, "sha256": digest, "by": by, **facts}
+    note.write_text(json.dumps(told))
     os.replace(file, path)
     os.replace(note, entry)
     return path
@@ -344,14 +343,31 @@ def compiled(text: str, using: Compiler, entry: Path) -> Path:
     """Compile a program into the cache.
 
     Raises:
-        BuildError: the compiler failed.
+        BuildError: the compiler failed, or the cache cannot be written to.
     """
-    with tempfile.TemporaryDirectory(prefix="build-", dir=entry.parent) as work:
-        source, library = Path(work) / "program.cpp", Path(work) / "program.so"
+    with workplace(entry) as work:
+        source, library = work / "program.cpp", work / "program.so"
         source.write_text(text)
         objects = compile_parts(using, source, efforts(text))
-        run_checked(using, [*using.command, *using.link, *objects, "-o", str(library)])
+        link = [*using.command, *using.link, *objects, "-o", str(library)]
+        run_checked(using, [link], work)
+        if not library.exists():
+            raise BuildError(f"the compiler ({using.version}) made no file:\n  {shlex.join(link)}")
         return keep(entry, library, using.version)
+
+
+@contextmanager
+def workplace(entry: Path) -> Iterator[Path]:
+    """A folder beside an entry of the cache, gone afterwards.
+
+    Raises:
+        BuildError: for an error of the operating system: no permission, no room, ...
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="build-", dir=entry.parent) as work:
+            yield Path(work)
+    except OSError as error:
+        raise BuildError(f"cache directory {entry.parent}: {error}. {HINT}") from error
 
 
 def compile_parts(using: Compiler, source: Path, each: Sequence[tuple[str, ...]]) -> list[str]:
@@ -359,20 +375,22 @@ def compile_parts(using: Compiler, source: Path, each: Sequence[tuple[str, ...]]
     parts = len(each)
     base = [*using.command, *using.flags, f"-I{HEADERS}", "-c", str(source)]
     objects = [str(source.with_suffix(f".{part}.o")) for part in range(1, parts + 1)]
-    commands = [
-        [*base, *flags, "-o", path, *([f"-DOCP_PART={part}"] if parts > 1 else [])]
-        for part, (path, flags) in enumerate(zip(objects, each, strict=True), 1)
-    ]
-    with ThreadPoolExecutor(parts) as pool:
-        list(pool.map(lambda command: run_checked(using, command), commands))
+    run_checked(
+        using,
+        [
+            [*base, *using.known(flags), "-o", path, *([f"-DOCP_PART={part}"] if parts > 1 else [])]
+            for part, (path, flags) in enumerate(zip(objects, each, strict=True), 1)
+        ],
+        source.parent,
+    )
     return objects
 
 
-def run_checked(using: Compiler, command: list[str]) -> None:
+def run_checked(using: Compiler, each: Sequence[Sequence[str]], work: Path) -> None:
     """Raises `BuildError` if a compiler does not do what it is asked."""
-    done = _run(command)
-    if done.returncode != 0:
-        raise BuildError(
-            f"the compiler failed ({using.version}):\n  {shlex.join(command)}\n"
-            + first_errors(done.stderr or done.stdout)
-        )
+    for done in commands.run(each, SECONDS, work):
+        if done.returncode != 0:
+            raise BuildError(
+                f"the compiler failed ({using.version}):\n  {shlex.join(done.args)}\n"
+                + first_errors(done.stderr or done.stdout)
+            )

@@ -11,7 +11,6 @@ import ctypes
 import functools
 import hashlib
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import POINTER, Structure, addressof, byref, c_char_p, c_int, c_int64, c_uint, c_void_p
@@ -221,8 +220,8 @@ def key_of(text: str, to: nvrtc.Target) -> str:
 
 def compiled(text: str, to: nvrtc.Target, entry: Path, compiler: str) -> Path:
     """Compile a program into the cache, and note what its kernels take. Raises `BuildError`."""
-    with tempfile.TemporaryDirectory(prefix="build-", dir=entry.parent) as work:
-        file = Path(work) / ("program.cubin" if to.cubin else "program.ptx")
+    with build.workplace(entry) as work:
+        file = work / ("program.cubin" if to.cubin else "program.ptx")
         image, log = nvrtc.compiled(text, to)
         file.write_bytes(image)
         kernels = {name: astuple(usage) for name, usage in usages(log).items()}

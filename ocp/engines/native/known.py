@@ -16,6 +16,7 @@ from torch.func import vmap
 
 from ocp.engines.base import Engine
 from ocp.engines.eager import Eager
+from ocp.engines.indexing import batched_indices
 from ocp.trial_calls import jacobian
 
 
@@ -66,7 +67,8 @@ def compare_all_derivatives(
     dims = {k: 0 if k in problem.per_problem else None for k in rows}
     at = lambda function: vmap(function, in_dims=(0, 0, 0, dims))(z[:, :n], z[:, n:], ts, rows)
     shaped = lambda v: v.unflatten(0, (T, B))
-    f, l = at(problem.f), at(problem.l)[:, None]
+    with batched_indices():
+        f, l = at(problem.f), at(problem.l)[:, None]
     same("fz", expansion.fz, shaped(jacobians(f, z)))
     lz = jacobians(l, z, graph=True)[:, 0]
     same("lz", expansion.lz, shaped(lz))
