@@ -101,7 +101,7 @@ def test_a_batch_has_no_table_and_a_single_problem_one_where_it_is_worth_it():
 
 
 def test_each_part_of_a_program_is_compiled_by_its_own_length():
-    long, hard = "const V " * (build.LONG + 1), ("-O2",)
+    long, hard = build.STATEMENT * (build.LONG + 1), ("-O2",)
     parts = lambda second, rest: build.efforts(
         f'void f_contracted({second}#include "contracted.h"\n#if OCP_PART\n{rest}'
     )

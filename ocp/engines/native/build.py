@@ -46,6 +46,7 @@ FLAGS = (
     "-pthread",
 )
 QUICK = ("-O2", "-fno-tree-pre")
+STATEMENT = "\n    V "  # of generated code
 LONG = 1_500  # statements of a part that is compiled with those, in two thirds of the time
 MACHINE = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
 
@@ -241,7 +242,7 @@ def efforts(text: str) -> list[tuple[str, ...]]:
     The time of the dropped pass grows faster than straight-line code does, and it finds little in
     an expression graph that shares its subexpressions; the loops of the headers want it.
     """
-    flags = lambda *pieces: QUICK if sum(p.count("const V ") for p in pieces) > LONG else ("-O2",)
+    flags = lambda *pieces: QUICK if sum(p.count(STATEMENT) for p in pieces) > LONG else ("-O2",)
     if "OCP_PART" not in text:
         return [flags(text)]
     head, _, tail = text.partition("void f_contracted")  # the last function of Model

@@ -339,11 +339,11 @@ class Writer:
             names[i] = f"a{len(names)}"
             if op == "matvec":
                 return self._product(names[i], data, args)
-            kind = "auto" if self.graph.is_mask(i) else "V"
+            kind = "auto" if self.graph.is_mask(i) else "V"  # GCC keeps a const one in memory
             text = self._expression(i, args)
             if op in FUNCTIONS:
                 text = CALL.sub(prefix + r"\1(", text)
-            return [f"    const {kind} {names[i]} = {text};"]
+            return [f"    {kind} {names[i]} = {text};"]
         return []
 
     def _product(self, name: str, w: Weights, x: list[str]) -> list[str]:
