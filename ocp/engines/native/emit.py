@@ -158,8 +158,12 @@ def second_text(writer: Writer, split: second.Split) -> str:
     if not split.entries:
         return ""
     long = int(operations(writer.graph, split.combined) > APART)
-    text = f"#define OCP_TABLE {len(split.entries)}\n#define OCP_LONG {long}\nstruct Second {{\n"
-    text += writer.function("f_second", SIGNATURES["f"], [Output("S", split.entries)])
+    text = f"#define OCP_TABLE {len(split.entries)}\n#define OCP_LONG {long}\n"
+    text += f"#define OCP_FIRST {int(bool(split.first))}\nstruct Second {{\n"
+    ahead = [Output("S", split.entries)]
+    if split.first:
+        ahead.append(Output("F", split.first))
+    text += writer.function("f_second", SIGNATURES["f"], ahead)
     H = [Output("H", split.combined)]
     return text + writer.function("f_combined", "const V* S, const V* v", H, False) + "};\n"
 

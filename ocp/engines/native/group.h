@@ -72,20 +72,6 @@ OCP_FN void follow_each(const Data& data, const Context<Real>& c, const Nominal<
 }
 OCP_FN Wide* trial_room(Arena& arena, Int count) { return arena.take<Wide>(count); }
 OCP_FN Real trial_entry(const Wide* trials, Int, Int i, int trial) { return get(trials[i], trial); }
-
-#if OCP_TABLE
-// Second derivatives of f at the stages of one problem: table [T][OCP_TABLE].
-OCP_FN void second_over_time(const Data& data, const Real* xs, const Real* us, Real* table) {
-  Wide x[n], u[m], S[OCP_TABLE];
-  for (Int first = 0; first < data.T; first += OCP_LANES) {
-    const Block block = block_at(data, 1, first, data.T);
-    gather(xs, n, block.row, x);
-    gather(us, m, block.row, u);
-    f_second(x, u, block.c, S);
-    store_lanes(S, OCP_TABLE, block.count, table + first * OCP_TABLE, OCP_TABLE);
-  }
-}
-#endif
 #endif
 
 // -- a group ------------------------------------------------------------------------------------
@@ -103,9 +89,7 @@ template <class V> struct Group {
   V* bend;              // [d][d] v_x . f_zz of the stage in work
   TeamWork* team_work;  // for models whose work does not fit in fast memory
 #endif
-#if OCP_TABLE
-  V* table;  // of a single problem: [T] of them
-#endif
+  V* table;  // of a single problem: [T][OCP_TABLE]
   V residue;  // 0 while all derivatives are finite, else nan
   const Given* given;
   Int rows[lanes];  // problems again, an idle lane reading problem 0
@@ -130,9 +114,7 @@ template <class V> struct Group {
       team_work = arena.template take<TeamWork>(fits ? 0 : 1).first;
     }
 #endif
-#if OCP_TABLE
     table = arena.template take<V>(single ? T * OCP_TABLE : 0);
-#endif
   }
 
   OCP_METHOD void take(int lane, Int b) {
@@ -152,10 +134,12 @@ template <class V> struct Group {
     }
 #endif
     if constexpr (single) {
-      if (!given) residue = expand_over_time(*data, c, x, u, stages);
       for (Int t = team_rank(); given && t < data->T; t += team_size()) read_stage(t, stages[t]);
-#if OCP_TABLE
-      if (curved && !(given && given->table)) second_over_time(*data, x, u, table);
+#if OCP_GRID
+      if (!given) residue = expand_over_time(*data, c, x, u, stages);
+#elif OCP_SINGLE
+      Real* tabled = OCP_TABLE && curved && !(given && given->table) ? table : nullptr;
+      if (!given || tabled) residue = expand_over_time(*data, x, u, given ? nullptr : stages, tabled);
 #endif
       team_sync();
     }

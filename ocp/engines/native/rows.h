@@ -21,39 +21,45 @@ template <class V> struct RowStage {
   V H[low(d, 0)];
 };
 
-template <class V>
-OCP_FN void expand_rows(const V* x, const V* u, const Context<V>& c, RowStage<V>& s) {
-  V F[n * d], g[d], H[d * d];
-  if constexpr (D == d) {
-    Model::f_jacobian(x, u, c, s.F);
-  } else {
-    Model::f_jacobian(x, u, c, F);
-    for (int i = 0; i < n; ++i) {
-      OCP_UNROLL
-      for (int j = 0; j < D; ++j) s.F[i * D + j] = j < d ? F[i * d + j] : V(0);
-    }
-  }
-  Model::l_expansion(x, u, c, g, H);
+// What rows have beyond their end is 0.
+template <int size, class V> OCP_FN void padded(const V* values, int end, V* row) {
   OCP_UNROLL
-  for (int j = 0; j < D; ++j) s.g[j] = j < d ? g[j] : V(0);
+  for (int j = 0; j < size; ++j) row[j] = j < end ? values[j] : V(0);
+}
+
+// Derivatives by z at W stages; with the table S, where that is wanted.
+OCP_FN void expand_rows(
+    const Wide* x, const Wide* u, const Context<Wide>& c, RowStage<Wide>& s, Wide* S) {
+  Wide F[n * d], g[d], H[d * d], *to = D == d ? s.F : F;
+#if OCP_TABLE
+  if (S) f_second(x, u, c, S, to);
+#endif
+  if (!OCP_FIRST || !S) Model::f_jacobian(x, u, c, to);
+  if constexpr (D > d)
+    for (int i = 0; i < n; ++i) padded<D>(F + i * d, d, s.F + i * D);
+  Model::l_expansion(x, u, c, g, H);
+  padded<D>(g, d, s.g);
   OCP_UNROLL
   for (int i = 0; i < d; ++i) {
     OCP_UNROLL
-    for (int j = 0; j < (i / W + 1) * W; ++j) s.H[low(i, j)] = j <= i ? H[i * d + j] : V(0);
+    for (int j = 0; j < (i / W + 1) * W; ++j) s.H[low(i, j)] = j <= i ? H[i * d + j] : Wide(0);
   }
 }
 
-// Stages of one problem; returns their residue.
-OCP_FN Real expand_over_time(const Data& data, const Context<Real>&, const Real* xs,
-                             const Real* us, RowStage<Real>* stages) {
+// Stages of one problem, and the table [T][OCP_TABLE] of what v . f_zz is made of, each where it is
+// wanted (not null); returns the residue of the stages.
+OCP_FN Real expand_over_time(
+    const Data& data, const Real* xs, const Real* us, RowStage<Real>* stages, Real* table) {
   RowStage<Wide> s;
   constexpr int size = sizeof s / sizeof(Wide);
-  Wide residue = Wide(0), x[n], u[m];
+  Wide residue = Wide(0), x[n], u[m], S[OCP_TABLE ? OCP_TABLE : 1];
   for (Int first = 0; first < data.T; first += W) {
     const Block block = block_at(data, 1, first, data.T);
     gather(xs, n, block.row, x);
     gather(us, m, block.row, u);
-    expand_rows(x, u, block.c, s);
+    expand_rows(x, u, block.c, s, table ? S : nullptr);
+    if (table) store_lanes(S, OCP_TABLE, block.count, table + first * OCP_TABLE, OCP_TABLE);
+    if (!stages) continue;
     add_residue(residue, (const Wide*)&s, size);
     store_lanes((const Wide*)&s, size, block.count, (Real*)(stages + first), size);
   }
