@@ -285,8 +285,16 @@ OCP_FN void bent(Group<Real>& g, Int t, const Real* v, const RowStage<Real>& s, 
   OCP_UNROLL
   for (int i = 0; i < d; ++i) {
     OCP_UNROLL
-    for (int p = 0; p <= i / W; ++p)
-      put(row(s.H + low(i, 0), p) + row(H + i * d, p), base + low(i, 0), p);
+    for (int p = 0; p <= i / W; ++p) {
+      Wide bend;
+      if constexpr (large) {
+        bend = row(H + i * d, p);
+      } else {  // a load of what was just stored by numbers would have to wait
+        OCP_UNROLL
+        for (int l = 0; l < W; ++l) set(bend, l, p * W + l <= i ? H[i * d + p * W + l] : Real(0));
+      }
+      put(row(s.H + low(i, 0), p) + bend, base + low(i, 0), p);
+    }
   }
 }
 
