@@ -1,9 +1,10 @@
 // Problems that are computed together, one in each lane, and where their expansions come from.
 //
-// A program built with OCP_SINGLE solves one problem: its sweep is scalar, its expansions are
-// packs over stages, and its line search rolls out W step sizes at once. Otherwise lanes are
-// problems throughout, and a stage is expanded when the sweep arrives at it. On a GPU a pack is one
-// number of a thread, and the threads of a team are what the lanes of OCP_SINGLE are here.
+// A program built with OCP_SINGLE solves one problem: its sweep has packs along the rows of
+// matrices (row_sweep.h), its expansions are packs over stages, and its line search rolls out W step
+// sizes at once. Otherwise lanes are problems throughout, and a stage is expanded when the sweep
+// arrives at it. On a GPU a pack is one number of a thread, and the threads of a team are what the
+// lanes of OCP_SINGLE are here.
 #pragma once
 #include "contracted.h"
 #include "rollout.h"

@@ -9,9 +9,7 @@ OCP_FN void put(const Wide& value, Real* to, int p) { store(value, to + p * W); 
 
 // Large ones have all of v_xx, (N, N); small ones the rows of `low`.
 constexpr bool large = blocked(d);
-OCP_FN constexpr int in_xx(int i, int j) {
-  return large ? i * N + j : i < j ? low(j, i) : low(i, j);
-}
+constexpr int in_xx(int i, int j) { return large ? i * N + j : in_stage(i, j); }
 
 struct alignas(64) RowValue {
   Real x[N], p[N], xx[large ? N * N : low(n, 0)];
@@ -198,7 +196,7 @@ OCP_FN void row_hessian(const RowQuadratic& model, const Real* K, RowValue& v) {
         put(row(Q + low(n + a, 0), p), all[0] + a * N, p);
         put(row(Q + low(n + a, 0), p), all[2] + a * N, p);
       }
-      for (int b = 0; b < m; ++b) uu[a * m + b] = Q[n + a < n + b ? low(n + b, n + a) : low(n + a, n + b)];
+      for (int b = 0; b < m; ++b) uu[a * m + b] = Q[in_stage(n + a, n + b)];
     }
     add_product<m, m, N, false>(uu, m, 1, K, N, all[0], N);
     for (int i = 0; i < n; ++i)
@@ -214,7 +212,7 @@ OCP_FN void row_hessian(const RowQuadratic& model, const Real* K, RowValue& v) {
         R[a][p] = row(Q + low(n + a, 0), p);
         OCP_UNROLL
         for (int b = 0; b < m; ++b)
-          R[a][p] += Wide(Q[a < b ? low(n + b, n + a) : low(n + a, n + b)]) * row(K + b * N, p);
+          R[a][p] += Wide(Q[in_stage(n + a, n + b)]) * row(K + b * N, p);
       }
     }
     OCP_UNROLL
@@ -243,7 +241,7 @@ OCP_FN void row_value(const RowQuadratic& model, const Real* k, const Real* K, R
     Real sum = 0;
     OCP_UNROLL
     for (int b = 0; b < m; ++b)
-      sum += model.Q[a < b ? low(n + b, n + a) : low(n + a, n + b)] * k[b];
+      sum += model.Q[in_stage(n + a, n + b)] * k[b];
     promise.change += k[a] * (qu[a] + sum * Real(0.5));
     promise.slope += k[a] * along[a];
     OCP_UNROLL
