@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -89,7 +90,7 @@ class Solution:
         gap: largest |x[t+1] - f(x[t], u[t])|.
         iterations, rollouts, sweeps: per problem; a roll-out for each step size that a sequential
             line search would have tried, a sweep for each backward pass.
-        history: dict of (iterations, ...) tensors: cost, expected, decrease, step_size, damping,
+        history: (iterations, ...) tensors by name: cost, expected, decrease, step_size, damping,
             residual, gap, second_order, running; and seconds.
     """
 
@@ -107,7 +108,7 @@ class Solution:
     iterations: Tensor
     rollouts: Tensor
     sweeps: Tensor
-    history: dict[str, Tensor]
+    history: Mapping[str, Tensor]
     seconds: float
     method: str
     engine: str
@@ -183,7 +184,7 @@ def flatten(solution: Solution) -> dict[str, Any]:
     for name, value in vars(solution).items():
         if isinstance(value, Policy | Value):
             flat |= {f"{name}.{k}": v for k, v in vars(value).items()}
-        elif isinstance(value, dict):
+        elif isinstance(value, Mapping):
             flat |= {f"{name}.{k}": v for k, v in value.items()}
         elif name == "status":
             flat[name] = [int(s) for s in value] if isinstance(value, list) else int(value)

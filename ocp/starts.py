@@ -6,10 +6,11 @@ keeps, for each problem, the cheapest feasible result.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -38,6 +39,10 @@ class Guess(NamedTuple):
     sweeps: Tensor | int = 0
     reached: tuple[State, tuple[float, ...]] | AtOnce | None = None  # and the seconds of its steps
 
+    def charged(self, spent: Mapping[str, Any]) -> Guess:
+        """With what was spent before it."""
+        return self._replace(**{k: getattr(self, k) + v for k, v in spent.items()})
+
 
 Start = Callable[[Problem, Solver], Guess]
 SPENT = ("iterations", "rollouts", "sweeps")
@@ -45,7 +50,7 @@ SPENT = ("iterations", "rollouts", "sweeps")
 
 def zero(problem: Problem, solver: Solver) -> Guess:
     """Zero controls, rolled out."""
-    return Guess(layout.stages_out(problem, zero_controls(problem)))
+    return Guess(layout.stages_out(problem, zero_controls(problem), fresh=True))
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,16 @@ class interpolate:  # noqa: N801  (used like a function)
             raise ValueError("interpolate needs a problem with a goal: Problem(..., goal=state).")
         if not problem.uniform:
             raise ValueError("interpolate needs a state of the same size at every stage.")
-        T, x0 = problem.horizon, problem.x0
-        steps = torch.arange(T + 1, dtype=x0.dtype, device=x0.device)
-        part = (steps / max(1.0, self.fraction * T)).clamp_max(1.0)[:, None]
-        states = x0[..., None, :] + part * (problem.goal - x0)[..., None, :]
-        return Guess(zero(problem, solver).controls, states)
+        x0, goal = problem.x0[..., None, :], problem.goal[..., None, :]
+        part = ramp(problem.horizon, self.fraction, x0.dtype, x0.device)
+        return Guess(zero(problem, solver).controls, torch.lerp(x0, goal, part))
+
+
+@functools.lru_cache(maxsize=16)
+def ramp(T: int, fraction: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """From 0 to 1 in a fraction of T stages, and 1 from there on: (T + 1, 1)."""
+    steps = torch.arange(T + 1, dtype=dtype, device=device)
+    return (steps / max(1.0, fraction * T)).clamp_max(1.0)[:, None]
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ class weight_continuation:  # noqa: N801
         cost_tolerance: where the solves on the way stop.
     """
 
-    weights: Sequence[float] = (16.0, 4.0)
+    weights: Sequence[float] = (30.0, 5.0)
     cost_tolerance: float = 1e-3
 
     def __call__(self, problem: Problem, solver: Solver) -> Guess:
@@ -97,12 +107,12 @@ class weight_continuation:  # noqa: N801
             rules=replace(solver.rules, tolerance=torch.inf, cost_tolerance=self.cost_tolerance),
         )
         guess = zero(problem, solver)
+        with_weight = lambda w: {**problem.parameters, WEIGHT: problem.x0.new_tensor(w)}
+        cost = weighted(problem.cost, problem.wants[1], problem.wants[2])
+        easier = problem.replace(cost=cost, parameters=with_weight(1.0))
         for weight in self.weights:
-            easier = problem.replace(
-                cost=weighted(problem.cost, problem.wants[1], problem.wants[2]),
-                parameters={**problem.parameters, WEIGHT: problem.x0.new_tensor(weight)},
-            )
-            made = quick(loose, easier, guess)
+            easier = easier.replace(parameters=with_weight(weight))
+            made = pursued(quick(loose, easier, guess))
             if made is not None and made.finished:
                 guess = Guess(made.answer.us, None, *made.spent)
                 continue
@@ -126,7 +136,7 @@ class settle:  # noqa: N801
 
     first: Start
     otherwise: Start
-    patience: int = 12
+    patience: int = 8
 
     def __call__(self, problem: Problem, solver: Solver) -> Guess:
         limit, guess = solver.rules.max_iterations, self.first(problem, solver)
@@ -134,24 +144,33 @@ class settle:  # noqa: N801
         most = min(self.patience, limit)
         made = quick(solver, problem, guess, most)
         if made is not None and made.answer.reals["gap"] <= gap_tolerance:
-            return Guess(made.answer.us, made.answer.xs, *made.spent, reached=made)
+            return got_to(made)
         if made is None:
             short, budget = at_most(solver, most), BUDGET.get() or Budget()
             first = begin(short, problem, guess)
             state, seconds = run(short, problem, first, budget.callback)
         else:
-            state, seconds = made.state(), made.seconds
+            second = self.otherwise(problem, at_most(solver, limit - most))
+            spent = dict(zip(SPENT, made.spent, strict=True))
+            again = quick(solver, problem, second.charged(spent))
+            if again is not None:
+                return got_to(again.after(made.history))
+            state, seconds = made.state(), made.history.seconds
         left = (~((state.gap <= gap_tolerance) & torch.isfinite(state.cost))).nonzero()[:, 0]
         more = (state.status == Status.MAX_ITERATIONS) & (state.iterations < limit)
         state = state._replace(status=torch.where(more, int(Status.RUNNING), state.status))
         if len(left) > 0 and Status.INTERRUPTED not in state.status.tolist():
             rest = subproblem(problem, left) if problem.batched else problem
             second = self.otherwise(rest, at_most(solver, limit - most))
-            spent = {k: getattr(state, k)[left] + getattr(second, k) for k in SPENT}
-            state = put(state, begin(solver, rest, second._replace(**spent)), left)
+            spent = {k: getattr(state, k)[left] for k in SPENT}
+            state = put(state, begin(solver, rest, second.charged(spent)), left)
         states = layout.stages_out(problem, state.xs, per_sample=True)
         controls = layout.stages_out(problem, state.us)
         return Guess(controls, states, *spent_by(state), reached=(state, seconds))
+
+
+def got_to(made: AtOnce) -> Guess:
+    return Guess(made.answer.us, made.answer.xs, *made.spent, reached=made)
 
 
 def spent_by(state: State) -> tuple[Tensor, Tensor, Tensor]:
@@ -233,7 +252,7 @@ def default(problem: Problem, solver: Solver) -> Guess:
         return zero(problem, solver)
     if problem.lower is not None or problem.shared_controls or solver.name == "lqr":
         return zero(problem, solver)
-    return settle(interpolate(0.35), weight_continuation(), 15)(problem, solver)
+    return settle(interpolate(0.35), weight_continuation())(problem, solver)
 
 
 PATIENCE = 200  # iterations each start of several may take; the best then goes on alone
@@ -277,8 +296,10 @@ def solve_from(
         else:
             guess = members[0](problem, solver)
             made = guess.reached or quick(solver, problem, guess)
-            if isinstance(made, AtOnce) and made.finished:
-                return made.solution(budget.seconds)
+            if isinstance(made, AtOnce):
+                made = pursued(made)
+                if made.finished:
+                    return made.solution(budget.seconds)
             state, seconds = going_on(solver, problem, guess, made)
             state, seconds = run(solver, problem, state, callback, seconds)
     except KeyboardInterrupt:  # between two solves: what there is, is the simplest start
@@ -301,7 +322,7 @@ def going_on(
     """Where a guess, or what was made of it, leads the solver; and seconds after each step."""
     if made is None:
         return begin(solver, problem, guess), ()
-    return (made.state(), made.seconds) if isinstance(made, AtOnce) else made
+    return (made.state(), made.history.seconds) if isinstance(made, AtOnce) else made
 
 
 def quick(solver: Solver, problem: Problem, guess: Guess, most: int | None = None) -> AtOnce | None:
@@ -309,9 +330,32 @@ def quick(solver: Solver, problem: Problem, guess: Guess, most: int | None = Non
     budget = BUDGET.get() or Budget()
     if problem.batched or budget.callback is not None or budget.time_limit is not None:
         return None
+    if budget.status is not None:
+        return None
     spent = [int(getattr(guess, k)) for k in SPENT]
     given = guess.controls, guess.states
     return at_once(solver, problem, *given, most, spent, budget.seconds)
+
+
+@overload
+def pursued(made: AtOnce) -> AtOnce: ...
+@overload
+def pursued(made: None) -> None: ...
+def pursued(made: AtOnce | None) -> AtOnce | None:
+    """Further calls until it stops by itself, or Ctrl-C stops it."""
+    budget = BUDGET.get()
+    seconds = (budget or Budget()).seconds
+    try:
+        while made is not None and made.goes_on:
+            more = made.further(seconds)
+            if more is None:
+                break
+            made, seconds = more, (budget or Budget()).seconds
+    except KeyboardInterrupt:
+        if budget is None:
+            raise
+        budget.status = Status.INTERRUPTED
+    return made
 
 
 def race(

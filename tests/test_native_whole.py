@@ -22,13 +22,13 @@ FIELDS = (
 def calls(monkeypatch):
     """What came of each native call."""
     made = []
-    call = native_whole.Whole.__call__
+    answer = native_whole.Whole._answer
 
     def noted(self, *arguments):
-        made.append(call(self, *arguments))
+        made.append(answer(self, *arguments))
         return made[-1]
 
-    monkeypatch.setattr(native_whole.Whole, "__call__", noted)
+    monkeypatch.setattr(native_whole.Whole, "_answer", noted)
     return made
 
 
@@ -84,9 +84,40 @@ def test_what_is_not_finished_in_a_call_goes_on_in_the_next(calls, monkeypatch):
     native_whole._own.kept.clear()
     monkeypatch.setattr(quick, "first_chunk", lambda problem: 7)
     same(ocp.solve(problem, "ilqr", **options, engine="native"), pieces)
-    assert [a.finished for a in calls] == [False] and calls[0].steps == 7
+    assert [a.finished for a in calls] == [False] * (len(calls) - 1) + [True]
+    assert [len(a.rows) for a in calls][:3] == [7, 14, 28]  # what is short may be longer
+    learnt = len(calls)
     ocp.solve(problem, "ilqr", **options, engine="native")
-    assert calls[-1].steps == 14  # what did not take long may take twice as many
+    assert len(calls) - learnt < learnt  # and is from the start the next time
+
+
+def test_gaps_that_are_open_stay_open_in_the_next_call(calls, monkeypatch):
+    options = {"starts": ocp.starts.interpolate(0.35), "max_iterations": 12}
+    pieces = by_pieces(acrobot(), "ddp", **options)
+    monkeypatch.setattr(quick, "first_chunk", lambda problem: 1)
+    monkeypatch.setattr(quick, "LONG", 0.0)  # one step a call
+    native_whole._own.kept.clear()
+    same(ocp.solve(acrobot(), "ddp", **options, engine="native"), pieces)
+    assert len(calls) == 12 and all(a.reals["gap"] > 1 for a in calls)
+
+
+def test_an_interruption_between_calls_keeps_what_there_is(monkeypatch):
+    problem, options = CASES["zero controls"]()
+    native_whole._own.kept.clear()
+    monkeypatch.setattr(quick, "first_chunk", lambda problem: 7)
+    further, made = native_whole.Whole.further, []
+
+    def interrupted(self, answer, most):
+        made.append(most)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return further(self, answer, most)
+
+    monkeypatch.setattr(native_whole.Whole, "further", interrupted)
+    solution = ocp.solve(problem, "ilqr", **options, engine="native")
+    assert solution.status == Status.INTERRUPTED and solution.iterations == 21
+    assert solution.history["cost"].shape == (21,)
+    assert solution.cost < solution.history["cost"][0]
 
 
 def test_numbers_that_changed_are_seen():
@@ -152,6 +183,19 @@ def test_a_start_that_is_not_finite_is_named_as_by_the_pieces(calls):
     assert "stage" in solution.message
     with pytest.raises(ValueError, match="controls"):
         ocp.solve(problem, controls=torch.full((20, 1), math.nan, dtype=F64), engine="native")
+
+
+def test_a_history_reads_like_a_dict(tmp_path):
+    solution = ocp.solve(pendulum(), engine="native")
+    history = dict(solution.history)
+    assert len(solution.history) == len(history) == 10 and list(history) == list(solution.history)
+    assert repr(solution.history) == repr(history)
+    assert history["running"].dtype == torch.bool and history["second_order"].dtype == torch.bool
+    assert history["cost"].shape == history["seconds"].shape == (int(solution.iterations) + 1,)
+    with pytest.raises(KeyError, match="no such"):
+        solution.history["no such"]
+    kept = ocp.Solution.load(solution.save(tmp_path / "solution")).history
+    assert all(torch.equal(kept[k], v) for k, v in history.items())
 
 
 def test_iterations_made_before_count(calls):

@@ -140,7 +140,8 @@ void answer(Runner& run, int repeats) {
 
 }  // namespace
 
-// A request may end in the goal state, which FDDP_line needs when it is first asked for.
+// A request may name the goal state, which FDDP_line needs when it is first asked for, and then first
+// controls other than the definition's.
 int main() {
   std::map<std::string, Spec> problems;
   for (const auto& s : specs()) problems.emplace(s.name, s);
@@ -153,6 +154,14 @@ int main() {
     const Spec& s = problems.at(problem);
     V goal = V::Zero(s.n);
     for (int i = 0; i < s.n; ++i) words >> goal[i];
+    Spec own = s;
+    own.U0.clear();
+    for (double value; words >> value;) own.U0.push_back(value);
+    if (!own.U0.empty()) {
+      Runner once = runner(own, goal, solver);
+      answer(once, repeats);
+      continue;
+    }
     const std::string key = problem + " " + solver;
     if (!known.count(key)) known.emplace(key, runner(s, goal, solver));
     answer(known.at(key), repeats);

@@ -33,7 +33,10 @@ class Turn:
 
 @dataclass
 class Server:
-    """A process that reads "PROBLEM SOLVER REPEATS GOAL..." and answers with a line of JSON."""
+    """A process that reads "PROBLEM SOLVER REPEATS GOAL... CONTROLS..." and answers in JSON.
+
+    CONTROLS, which only the C++ server reads, may be missing: then the definition's are meant.
+    """
 
     command: list[str]
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -44,23 +47,26 @@ class Server:
             self.command, stdin=pipe, stdout=pipe, text=True, env=dict(self.environment)
         )
 
-    def solve(self, peer: Any, solver: str, repeats: int) -> Turn:
-        """Solve a definition of the peers directory.
+    def solve(
+        self, peer: Any, solver: str, repeats: int, controls: np.ndarray | None = None
+    ) -> Turn:
+        """Solve a definition of the peers directory, from other first controls (T, m) if given.
 
         Raises:
             RuntimeError: the process has ended.
         """
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None and stdout is not None
-        goal = " ".join(map(repr, peer.xg.tolist()))
-        stdin.write(f"{peer.name} {solver} {repeats} {goal}\n")
+        first = [] if controls is None else controls.ravel().tolist()
+        numbers = " ".join(map(repr, peer.xg.tolist() + first))
+        stdin.write(f"{peer.name} {solver} {repeats} {numbers}\n")
         stdin.flush()
         line = stdout.readline()
         if not line:
             raise RuntimeError(f"{self.command[0]} ended while solving {peer.name} by {solver}.")
         facts = json.loads(line)
-        controls = np.array(facts.pop("controls")).reshape(peer.T, peer.m)
-        return Turn(**facts, controls=controls)
+        found = np.array(facts.pop("controls")).reshape(peer.T, peer.m)
+        return Turn(**facts, controls=found)
 
     def close(self) -> None:
         assert self.process.stdin is not None

@@ -117,6 +117,12 @@ class Recipe(NamedTuple):
     pairs: int | None = None  # of PMP, which has no sweep: steps remembered, 0 for the gradient
 
 
+ROWS = (
+    *("cost", "expected", "decrease", "step_size", "damping"),
+    *("residual", "gap", "second_order", "running"),
+)  # of a history; the last two are truths
+
+
 class Answer(NamedTuple):
     """Where a solve of one problem got to; shapes without B. See `Whole`."""
 
@@ -126,8 +132,7 @@ class Answer(NamedTuple):
     told: Tensor  # (6,): cost, residual, largest |H_u|, largest gap, slope, curvature
     reals: dict[str, float]  # numbers of the state
     counts: dict[str, int]
-    rows: dict[str, Tensor]  # the history, (steps,) each
-    steps: int
+    rows: Tensor  # (steps, len(ROWS)): the history
     # What follows is said of a trajectory that is finished, as in `Appraisal`:
     costates: Tensor
     k: Tensor
@@ -156,6 +161,12 @@ class Whole(Protocol):
         """At most so many iterations from controls (T, m), and states (T + 1, n) unless they are
         rolled out. Contiguous, as the problem's x0 otherwise; they need not be finite.
         ``spent``: iterations, rollouts and sweeps that were made before."""
+
+    def further(self, answer: Answer, most: int) -> Answer:
+        """More iterations from where an answer that is not finished got to; its rows alone."""
+
+    def renew(self, problem: Problem) -> bool:
+        """Read the problem's data anew; False where another is needed."""
 
 
 class Prepared(Protocol):

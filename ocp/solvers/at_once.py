@@ -1,17 +1,17 @@
-"""Small solves that an engine makes in one call: what Python does around them takes its time."""
+"""Small solves that an engine makes in few calls: what Python does around them takes its time."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ocp import engines
-from ocp.engines.base import Answer
+from ocp.engines.base import ROWS, Answer, Whole
 from ocp.problem import Problem
 from ocp.report import sentence
 from ocp.solution import Policy, Solution, Status, Value
@@ -20,26 +20,71 @@ from ocp.solvers.dynamic_programming import ILQR
 from ocp.solvers.loop import Solver, State
 from ocp.solvers.run import LONG, first_chunk
 
+TRUTHS = ("second_order", "running")
+
+
+@dataclass(frozen=True, eq=False)
+class History(Mapping[str, Tensor]):
+    """The history of steps that were made in a few calls; columns are made when asked for.
+
+    Attributes:
+        rows: (steps, len(ROWS)).
+        spans: steps, when they began and ended, of each call. Its time is divided evenly.
+    """
+
+    rows: Tensor
+    spans: tuple[tuple[int, float, float], ...]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name == "seconds":
+            return torch.tensor(self.seconds, dtype=torch.float64)
+        if name not in ROWS:
+            raise KeyError(name)
+        column = self.rows[:, ROWS.index(name)]
+        return column != 0 if name in TRUTHS else column
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*ROWS, "seconds") if len(self.rows) > 0 else ("seconds",))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        """Since the solve began, after each step."""
+        return tuple(
+            begin + (end - begin) * (i + 1) / steps
+            for steps, begin, end in self.spans
+            for i in range(steps)
+        )
+
+    def then(self, later: History) -> History:
+        return History(torch.cat((self.rows, later.rows)), self.spans + later.spans)
+
 
 @dataclass
 class AtOnce:
-    """What one call came to: a solution if it is `finished`, else a state to go on from."""
+    """What calls came to: a solution if it is `finished`, else a state to go on from."""
 
     solver: Solver
     problem: Problem
+    solve: Whole
     answer: Answer
-    begun: float  # s since the solve began
-    duration: float  # s
+    history: History
+    asked: int  # steps, of the last call
 
     @property
     def finished(self) -> bool:
         return self.answer.finished
 
     @property
-    def seconds(self) -> tuple[float, ...]:
-        """Since the solve began; the time of the call is divided evenly over its steps."""
-        steps = self.answer.steps
-        return tuple(self.begun + self.duration * (i + 1) / steps for i in range(steps))
+    def goes_on(self) -> bool:
+        """Whether it was only the number of steps that ended the last call."""
+        steps, _, _ = self.history.spans[-1]
+        return self.answer.counts["status"] == Status.RUNNING and steps == self.asked
 
     @property
     def spent(self) -> tuple[int, int, int]:
@@ -47,13 +92,34 @@ class AtOnce:
         counts = self.answer.counts
         return counts["iterations"], counts["rollouts"], counts["sweeps"]
 
-    def rows(self) -> dict[str, Tensor]:
-        """The history: (steps,) each."""
-        rows = dict(self.answer.rows)
-        for name in ("second_order", "running"):
-            if name in rows:
-                rows[name] = rows[name] != 0
-        return rows
+    def after(self, earlier: History) -> AtOnce:
+        """The same with steps before it."""
+        return replace(self, history=earlier.then(self.history))
+
+    def learn(self) -> None:
+        """A full call that did not take long may make twice as many steps the next time."""
+        _, begin, end = self.history.spans[-1]
+        full = self.goes_on and self.asked >= usual_chunk(self.solve, self.problem)
+        if full and end - begin < LONG:
+            self.solve.chunk = min(2 * self.asked, self.solver.rules.max_iterations)
+
+    def further(self, begun: float) -> AtOnce | None:
+        """More steps, the more the shorter the last took; None where another program is needed.
+
+        Args:
+            begun: seconds since the solve began.
+        """
+        if not self.solve.renew(self.problem):
+            return None
+        _, begin, end = self.history.spans[-1]
+        least = usual_chunk(self.solve, self.problem)
+        most = max(2 * self.asked, least) if end - begin < LONG else max(1, self.asked // 2)
+        start = time.perf_counter()
+        answer = self.solve.further(self.answer, most)
+        history = timed(answer, begun, start)
+        made = AtOnce(self.solver, self.problem, self.solve, answer, history, most)
+        made.learn()
+        return made.after(self.history)
 
     def state(self) -> State:
         """As the solver's own steps would have left it."""
@@ -62,13 +128,14 @@ class AtOnce:
         counts = {k: torch.tensor([v]) for k, v in a.counts.items()}
         counts["second_order"] = counts["second_order"] != 0
         open_gaps = a.gaps is not None and a.reals["gap"] > 0
+        block = {k: v[:, None] for k, v in self.history.items() if k != "seconds"}
         return State(
             engine=engines.make(self.problem, self.solver.engine),
             xs=a.xs[:, None],
             us=a.us[:, None],
             gaps=a.gaps[:, None] if open_gaps and a.gaps is not None else None,
             costates=None,
-            rows=({k: v[:, None] for k, v in self.rows().items()},) if a.rows else (),
+            rows=(block,) if block else (),
             feedback=(a.K if a.feedback is None else a.feedback)[:, None],
             **reals,
             **counts,
@@ -101,7 +168,7 @@ class AtOnce:
             iterations=iterations,
             rollouts=rollouts,
             sweeps=sweeps,
-            history={**self.rows(), "seconds": torch.tensor(self.seconds, dtype=torch.float64)},
+            history=self.history,
             seconds=seconds,
             method=self.solver.name,
             engine="native",
@@ -113,6 +180,15 @@ def plain(kind: type[Solver]) -> bool:
     """Whether a kind of solver is ILQR in all that such a call does for it."""
     same = ("init", "step", "steps", "advance", "recipe", "record", "result")
     return issubclass(kind, ILQR) and all(getattr(kind, k) is getattr(ILQR, k) for k in same)
+
+
+def usual_chunk(solve: Whole, problem: Problem) -> int:
+    return solve.chunk or first_chunk(problem)
+
+
+def timed(answer: Answer, begun: float, start: float) -> History:
+    """The history of a call that is just over."""
+    return History(answer.rows, ((len(answer.rows), begun, begun + time.perf_counter() - start),))
 
 
 def at_once(
@@ -137,7 +213,7 @@ def at_once(
     recipe = solver.whole_iterations(problem.x0.dtype)
     if recipe is None or (states is not None and not solver.accepts_gaps):
         return None
-    start = time.perf_counter()
+    before = time.perf_counter()
     second_order = solver.starts_second_order
     solve = engines.whole(problem, solver.engine, recipe, solver.rules.damping_start, second_order)
     if solve is None:
@@ -147,14 +223,14 @@ def at_once(
     for given, shape in ((us, (T, m)), (states, (T + 1, n))):
         if given is not None and not usable(given, shape, problem.x0):
             return None
-    chunk = solve.chunk or first_chunk(problem)
-    answer = solve(us, states, most or chunk, spent)
+    asked, start = most or usual_chunk(solve, problem), time.perf_counter()
+    answer = solve(us, states, asked, spent)
     if answer.counts["status"] == Status.NON_FINITE:
         return None
-    seconds = time.perf_counter() - start
-    if answer.counts["status"] == Status.RUNNING and most is None and seconds < LONG:
-        solve.chunk = min(2 * chunk, solver.rules.max_iterations)
-    return AtOnce(solver, problem, answer, begun, seconds)
+    history = timed(answer, begun + start - before, start)  # compiling is none of its time
+    made = AtOnce(solver, problem, solve, answer, history, asked)
+    made.learn()
+    return made
 
 
 def usable(value: Any, shape: tuple[int, ...], like: Tensor) -> bool:

@@ -274,5 +274,7 @@ def advance(state: State, direction: Direction, trials: Trials, decision: Decisi
 
 
 def zero_controls(problem: Problem) -> Stages:
-    parts = [problem.x0.new_zeros(problem.batch, m) for m in problem.control_dims]
-    return torch.stack(parts) if problem.uniform else parts
+    dims, B = problem.control_dims, problem.batch
+    if problem.uniform:
+        return problem.x0.new_zeros(problem.horizon, B, dims[0])
+    return [problem.x0.new_zeros(B, m) for m in dims]

@@ -85,15 +85,11 @@ class Again(Structure):
 class Whole(Structure):
     """Of ``ocp_whole``; see whole.h for shapes."""
 
-    _fields_ = fields("x0:p us:p states:p out:p iterate:p facts:p")
+    _fields_ = fields("x0:p us:p states:p out:p iterate:p facts:p goes_on:i")
 
 
 REALS = ("cost", "gap", "start_cost", "damping", "penalty", "residual")
 COUNTS = ("second_order", "weak", "status", "iterations", "rollouts", "sweeps")
-ROWS = (
-    *("cost", "expected", "decrease", "step_size", "damping"),
-    *("residual", "gap", "second_order", "running"),
-)
 
 
 class Info(NamedTuple):

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from ocp.engines.base import Appraisal, Begun, Expansion, Policy, Recipe, SecondOrder, Sweep, Trials
+from ocp.engines.base import (
+    ROWS,
+    Appraisal,
+    Begun,
+    Expansion,
+    Policy,
+    Recipe,
+    SecondOrder,
+    Sweep,
+    Trials,
+)
 from ocp.engines.eager import Eager
 from ocp.engines.native import abi
 from ocp.engines.native.compiled import Compiled, Refused, compiled_for, forget
@@ -311,7 +321,7 @@ class Native(Eager):
         gaps = None if state.gaps is None else dense(state.gaps).clone()
         reals = torch.stack([getattr(state, k) for k in abi.REALS])
         counts = torch.stack([getattr(state, k).to(INT) for k in abi.COUNTS])
-        rows = self.new(most, len(abi.ROWS), B)
+        rows = self.new(most, len(ROWS), B)
         limits, sizes = recipe_numbers(recipe, self.x0.dtype, self.x0.device)
         taken, handed = self.integers(2, B).unbind()
         before = state.feedback  # of problems that do not run any more
@@ -325,7 +335,7 @@ class Native(Eager):
         steps = self.iterations(request, taken)
         if steps == 0:
             return None
-        block = dict(zip(abi.ROWS, rows[:steps].unbind(1), strict=True))
+        block = dict(zip(ROWS, rows[:steps].unbind(1), strict=True))
         flags = {k: block[k] != 0 for k in ("second_order", "running")}
         numbers = dict(zip(abi.REALS, reals.unbind(), strict=True))
         numbers |= zip(abi.COUNTS, counts.unbind(), strict=True)

@@ -12,7 +12,7 @@ from ctypes import addressof, byref, memmove
 import torch
 from torch import Tensor
 
-from ocp.engines.base import Recipe
+from ocp.engines.base import ROWS, Recipe
 from ocp.engines.native import abi
 from ocp.engines.native.emit import Program
 from ocp.engines.native.engine import INT, Native, recipe_numbers
@@ -64,7 +64,7 @@ class Prepared:
 
     def _calls(self, engine: Native, recipe: Recipe, steps: int, shift: int) -> None:
         _, B, _, m = engine.sizes
-        rows = engine.new(steps, len(abi.ROWS), B)
+        rows = engine.new(steps, len(ROWS), B)
         taken, handed = torch.empty(2, B, dtype=INT).unbind()
         limits, sizes = recipe_numbers(recipe, self.xs.dtype, self.xs.device)
         full, k = self.xs.new_ones(1), torch.zeros_like(self.us)

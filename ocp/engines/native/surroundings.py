@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from operator import is_
 from types import CodeType
 from typing import Any
@@ -117,7 +118,7 @@ class Surroundings:
     def __init__(self, roots: Mapping[str, Any]) -> None:
         self.roots = dict(roots)
         self._shared: list[tuple[int, int]] = []
-        self._seen = Crawl(self.roots, ())
+        self._see(Crawl(self.roots, ()))
         self._facts = self._seen.facts
 
     def path(self, tensor: Tensor) -> Path | None:
@@ -137,30 +138,34 @@ class Surroundings:
         settled = Crawl(self.roots, ()).facts if self._shared else now.facts
         kept = {path for path, fact in self._facts.items() if settled.get(path) == fact}
         self._facts = {path: fact for path, fact in now.facts.items() if path in kept}
-        self._seen = now
+        self._see(now)
 
     def changed(self) -> str | None:
         """The first fact that is not what it was, as ``cost.width``; None if there is none."""
-        twice = self._seen.twice
         try:
-            for read, then in self._seen.held:
-                now = tuple(read())
-                if len(now) != len(then):
-                    return self._compared()
-                if not all(map(is_, now, then)):
-                    pairs = zip(then, now, strict=True)
-                    if not all(a is b or alike(a, b, twice) for a, b in pairs):
-                        return self._compared()
+            now = [tuple(read()) for read in self._reads]
         except (LookupError, AttributeError, ValueError):  # a cell or an attribute is gone
             return self._compared()
-        return None
+        if list(map(len, now)) != self._lengths:
+            return self._compared()
+        if all(map(is_, chain.from_iterable(now), self._things)):
+            return None
+        twice, pairs = self._seen.twice, zip(self._things, chain.from_iterable(now), strict=True)
+        same = all(then is thing or alike(then, thing, twice) for then, thing in pairs)
+        return None if same else self._compared()
+
+    def _see(self, crawl: Crawl) -> None:
+        self._seen = crawl
+        self._reads = [read for read, _ in crawl.held]
+        self._lengths = [len(then) for _, then in crawl.held]
+        self._things = list(chain.from_iterable(then for _, then in crawl.held))
 
     def _compared(self) -> str | None:
         now = Crawl(self.roots, self._shared)
         for path, fact in self._facts.items():
             if now.facts.get(path) != fact:
                 return ".".join(str(key) for _, key in path)
-        self._seen = now
+        self._see(now)
         return None
 
 

@@ -108,7 +108,9 @@ def array_view(values: np.ndarray, shared: Sequence[tuple[int, int]]) -> View:
         return View((*form, start))
     if values.dtype.hasobject or values.size > ENTRIES:
         return View(form)
-    return View((*form, values.tobytes()), [], [lambda: (*values.shape, values.tobytes())])
+    shape, content = values.shape, values.tobytes()
+    same = lambda: (values.shape == shape and values.tobytes() == content,)
+    return View((*form, content), [], [same])
 
 
 def function_view(function: FunctionType) -> View:

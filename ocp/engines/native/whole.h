@@ -12,6 +12,7 @@ struct Whole {
   Real* out;               // the trajectory and what is said of it, see `Answer`
   const Iterate* iterate;  // its rows, limits, step sizes and K; gaps (T, n) are work memory
   Int* facts;              // out: steps, finished, then as `SweepCall`: indefinite, failed
+  Int goes_on;             // us and states, numbers and gaps are those an earlier call ended with
 };
 
 // What `out` holds, end to end.
@@ -44,22 +45,33 @@ OCP_FN void appraise_whole(const Data& data, const Whole& call, const Answer& to
   ocp_sweep(data, request);
 }
 
-// Reals and counts hold what iterations begin with, but for the cost and the gap. Where they do not
-// begin at finite numbers, or are handed back, the answer is not finished.
-OCP_FN void whole(const Data& data, const Whole& call) {
-  const Answer to = answer_at(call.out, data.T);
-  Iterate loop = *call.iterate;
+// The first trajectory; false where it is not finite.
+OCP_FN bool place(const Data& data, const Whole& call, const Answer& to, Iterate& loop) {
   loop.xs = to.xs, loop.us = to.us;
-  call.facts[0] = call.facts[1] = 0;
+  if (call.goes_on) {
+    OCP_COPY(to.xs, call.states, (data.T + 1) * n * sizeof(Real));
+    OCP_COPY(to.us, call.us, data.T * m * sizeof(Real));
+    if (!(loop.reals[GAP] > 0)) loop.gaps = nullptr;
+    return true;
+  }
   Int finite = 0;
   ocp_begin(data, {call.x0, call.us, call.states, to.xs, to.us, loop.gaps, loop.reals + COST,
                    loop.reals + GAP, &finite});
-  if (!finite) {
+  loop.reals[START_COST] = loop.reals[COST];
+  if (!call.states) loop.gaps = nullptr;
+  return finite;
+}
+
+// Reals and counts hold what iterations begin with, but for the cost and the gap of a new solve.
+// Where they do not begin at finite numbers, or are handed back, the answer is not finished.
+OCP_FN void whole(const Data& data, const Whole& call) {
+  const Answer to = answer_at(call.out, data.T);
+  Iterate loop = *call.iterate;
+  call.facts[0] = call.facts[1] = 0;
+  if (!place(data, call, to, loop)) {
     loop.counts[STATUS - REALS] = NON_FINITE;
     return;
   }
-  loop.reals[START_COST] = loop.reals[COST];
-  if (!call.states) loop.gaps = nullptr;
   call.facts[0] = ocp_iterate(data, loop);
   to.told[0] = loop.reals[COST];
   const Int status = loop.counts[STATUS - REALS];

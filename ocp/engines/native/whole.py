@@ -7,6 +7,7 @@ that may have changed into arrays that stay, and to wrap what comes back.
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from ctypes import addressof, c_int64, memmove
 import torch
 from torch import Tensor
 
-from ocp.engines.base import Answer, Recipe
+from ocp.engines.base import ROWS, Answer, Recipe
 from ocp.engines.native import abi
 from ocp.engines.native.compiled import Compiled
 from ocp.engines.native.engine import Native, recipe_numbers
@@ -54,8 +55,7 @@ class Whole:
         self.bounds = lower, upper
         if lower is not None and upper is not None:
             engine.data_block.lower, engine.data_block.upper = lower.data_ptr(), upper.data_ptr()
-        self.shapes = ((3, T + 1, n), (3, T, m), (T + 1, n, n), (T, m, n), (6,))
-        self.parts = [int(torch.Size(shape).numel()) for shape in self.shapes]
+        self.size, self.places = places(T, n, m)
         real = ctypes.c_double if width == 8 else ctypes.c_float
         self.reals, self.counts = (real * len(abi.REALS))(), (c_int64 * len(abi.COUNTS))()
         first = {"damping": damping, "residual": float("inf")}
@@ -74,7 +74,7 @@ class Whole:
             *(at(limits), at(self.K)),
         )
         loop, facts = addressof(self.loop), addressof(self.facts)
-        self.request = abi.Whole(at(self.x0), 0, 0, 0, loop, facts)
+        self.request = abi.Whole(at(self.x0), 0, 0, 0, loop, facts, 0)
 
     def renew(self, problem: Problem) -> bool:
         """Read all numbers anew, the program being current; False where it needs another."""
@@ -91,19 +91,29 @@ class Whole:
         self, controls: Tensor, states: Tensor | None, most: int, spent: Sequence[int]
     ) -> Answer:
         """See `ocp.engines.Whole`."""
-        flat, rows = self.x0.new_empty(sum(self.parts)), self.x0.new_empty(most, len(abi.ROWS))
         self.reals[:] = self.first_reals
         self.counts[:] = [*self.first_counts, *spent]
+        self.request.goes_on = 0
+        return self._answer(controls, states, most)
+
+    def further(self, answer: Answer, most: int) -> Answer:
+        """See `ocp.engines.Whole`."""
+        assert answer.gaps is not None
+        self.reals[:] = list(answer.reals.values())
+        self.counts[:] = list(answer.counts.values())
+        write(self.gaps, answer.gaps)
+        self.request.goes_on = 1
+        return self._answer(answer.us, answer.xs, most)
+
+    def _answer(self, controls: Tensor, states: Tensor | None, most: int) -> Answer:
+        flat, rows = self.x0.new_empty(self.size), self.x0.new_empty(most, len(ROWS))
         self.loop.steps, self.loop.rows = most, rows.data_ptr()
         request = self.request
         request.us, request.out = controls.data_ptr(), flat.data_ptr()
         request.states = 0 if states is None else states.data_ptr()
         self.engine.call("ocp_whole", request)
         steps, finished, indefinite, failed = self.facts
-        pieces = flat.split(self.parts)
-        of_x, of_u, vxx, K, told = (p.view(s) for p, s in zip(pieces, self.shapes, strict=True))
-        xs, costates, vx = of_x.unbind()
-        us, k, _ = of_u.unbind()
+        xs, costates, vx, us, k, vxx, K, told = (flat.as_strided(*p) for p in self.places)
         left = (None, None) if finished else (self.gaps.clone(), self.K.clone())
         return Answer(
             bool(finished),
@@ -112,11 +122,25 @@ class Whole:
             told,
             dict(zip(abi.REALS, self.reals, strict=True)),
             dict(zip(abi.COUNTS, self.counts, strict=True)),
-            dict(zip(abi.ROWS, rows[:steps].unbind(1), strict=True)) if steps else {},
-            int(steps),
+            rows[:steps],
             *(costates, k, K, vx, vxx, int(indefinite), int(failed)),
             *left,
         )
+
+
+Place = tuple[tuple[int, ...], tuple[int, ...], int]  # shape, strides, offset
+
+
+def places(T: int, n: int, m: int) -> tuple[int, list[Place]]:
+    """How many numbers an answer has (see whole.h), and where xs, p, v_x, us, k, v_xx, K and what
+    is told lie among them."""
+    shapes = [*[(T + 1, n)] * 3, *[(T, m)] * 3, (T + 1, n, n), (T, m, n), (6,)]
+    offset, found = 0, []
+    for shape in shapes:
+        found.append((shape, tuple(math.prod(shape[i + 1 :]) for i in range(len(shape))), offset))
+        offset += math.prod(shape)
+    del found[5]  # H_u, of which the largest is told
+    return offset, found
 
 
 def write(mine: Tensor, now: Tensor) -> None:
