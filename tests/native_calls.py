@@ -13,6 +13,7 @@ from torch import Tensor
 
 import ocp
 from ocp.engines import Expansion, Policy, Sweep, Trials
+from ocp.engines.base import ROWS
 from ocp.engines.native import abi, build, emit
 from ocp.solvers.decide import Rules
 from ocp.solvers.loop import State
@@ -170,7 +171,7 @@ class Program:
         gaps = None if state.gaps is None else state.gaps.clone()
         reals = torch.stack([getattr(state, name) for name in abi.REALS])
         counts = torch.stack([getattr(state, name).to(I64) for name in abi.COUNTS])
-        rows = self.new(steps, len(abi.ROWS), B)
+        rows = self.new(steps, len(ROWS), B)
         taken, handed = torch.empty(B, dtype=I64), torch.empty(B, dtype=I64)
         sizes = 0.5 ** torch.arange(self.info.trials, dtype=dtype)
         limits = torch.tensor(rules.limits(dtype), dtype=dtype)
@@ -181,5 +182,5 @@ class Program:
             zip(abi.COUNTS, counts, strict=True)
         )
         numbers["second_order"] = numbers["second_order"] != 0
-        history = [dict(zip(abi.ROWS, row, strict=True)) for row in rows[:most]]
+        history = [dict(zip(ROWS, row, strict=True)) for row in rows[:most]]
         return state._replace(xs=xs, us=us, gaps=gaps, **numbers), history, taken, handed

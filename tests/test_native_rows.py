@@ -26,10 +26,10 @@ def test_a_sweep_does_not_depend_on_packs(n: int, m: int, bounds: bool) -> None:
 
     problem = small(step, n=n, m=m, horizon=6)
     if bounds:
-        problem = problem.replace(control_bounds=([-0.1] * m, [0.2] * m))
+        problem = problem.replace(control_bounds=([-0.02] * m, [0.03] * m))
     native, eager = make_native(problem), Eager(problem)
     g = torch.Generator().manual_seed(n + 10 * m)
-    us = (0.1 * torch.randn(6, 1, m, generator=g, dtype=F64)).clamp(-0.1, 0.2)
+    us = (0.1 * torch.randn(6, 1, m, generator=g, dtype=F64)).clamp(-0.02, 0.03)
     xs = eager.rollout(us) + 0.1 * torch.randn(7, 1, n, generator=g, dtype=F64)
     gaps, expansion = eager.gaps(xs, us), eager.expand(xs, us)
     damping = torch.full((1,), 0.3, dtype=F64)
@@ -37,6 +37,9 @@ def test_a_sweep_does_not_depend_on_packs(n: int, m: int, bounds: bool) -> None:
         for on_state in (False, True):
             given = expansion, us, gaps, damping, curvature, on_state
             same(native.sweep(*given), eager.sweep(*given))
+    upward = expansion._replace(lz=-expansion.lz, phix=-expansion.phix)  # to the other bounds
+    given = upward, us, gaps, damping, None, False
+    same(native.sweep(*given), eager.sweep(*given))
     here, there = native.appraise(xs, us), eager.appraise(xs, us)
     same(here.sweep, there.sweep)
     for name in ("costates", "hus"):
