@@ -80,22 +80,7 @@ template <int m, class V>
 OCP_FN BoxQP<m, V> box_qp(const V* H, const V* g, const V* lo, const V* hi) {
   BoxQP<m, V> qp;
   auto done = !always<V>();
-  V best[m];  // without limits: often the answer, and else a good place to begin
-  qp.factor = factor<m>(H);
-  OCP_UNROLL
-  for (int i = 0; i < m; ++i) best[i] = g[i];
-  solve_negative<m>(qp.factor, best);
-  auto known = qp.factor.definite;
-  OCP_UNROLL
-  for (int i = 0; i < m; ++i) known = known & (best[i] * V(0) == V(0));
-  qp.definite = known;
-  OCP_UNROLL
-  for (int i = 0; i < m; ++i) {
-    qp.definite = qp.definite & (lo[i] < best[i]) & (best[i] < hi[i]);
-    qp.x[i] = min_(max_(select(known, best[i], V(0)), lo[i]), hi[i]);
-    qp.free[i] = always<V>();
-  }
-  if (all(qp.definite)) return qp;
+  for (int i = 0; i < m; ++i) qp.x[i] = min_(max_(V(0), lo[i]), hi[i]);
   for (int iteration = 0; iteration < 50; ++iteration) {
     V slope[m], step[m];
     done = done | box_state<m>(H, g, lo, hi, qp, slope);
