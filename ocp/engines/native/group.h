@@ -89,8 +89,9 @@ template <class V> struct Group {
   Array<V> expanded;    // where problems lie side by side: [T][stage_size]
   V* bend;              // [d][d] v_x . f_zz of the stage in work
   TeamWork* team_work;  // for models whose work does not fit in fast memory
-#endif
+#else
   V* table;  // of a single problem: [T][OCP_TABLE]
+#endif
   V residue;  // 0 while all derivatives are finite, else nan
   const Given* given;
   Int rows[lanes];  // problems again, an idle lane reading problem 0
@@ -114,8 +115,9 @@ template <class V> struct Group {
       bend = arena.template take<V>(OCP_SECOND_ORDER ? d * d : 0).first;
       team_work = arena.template take<TeamWork>(fits ? 0 : 1).first;
     }
-#endif
+#else
     table = arena.template take<V>(single ? T * OCP_TABLE : 0);
+#endif
   }
 
   OCP_METHOD void take(int lane, Int b) {
