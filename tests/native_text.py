@@ -67,7 +67,7 @@ def run(text, function, given, outputs):
         if zeros := re.match(r"for .* (\w+)\[k\] = V\(0.0\)$", statement):
             results[zeros[1]][:] = [0.0] * len(results[zeros[1]])
             continue
-        statement = re.sub(r"^const (V|auto) |apart::", "", statement).replace("!", "~")
+        statement = re.sub(r"^(const )?(V|auto) |apart::", "", statement).replace("!", "~")
         statement = statement.replace(" in[", " in_[")  # a keyword of Python
         with np.errstate(all="ignore"):
             exec(statement, scope)

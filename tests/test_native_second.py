@@ -52,24 +52,50 @@ def kinks(x, u, t):
 MODELS = {name: REGISTRY[name].factory for name in ("pendulum", "cartpole", "acrobot")}
 MODELS |= {"sums": lambda: small(sums), "curves": lambda: small(curves, n=2, m=1)}
 MODELS |= {"kinks": lambda: small(kinks)}
-WAYS = {"pushing": second.by_pushing, "tangents": second.by_tangents, "entries": second.by_entries}
+
+
+def runge_kutta(x, u, t):
+    """What passes from stage to stage are a choice, a product and a control; n = 3, m = 2."""
+
+    def slope(y):
+        a, b = torch.sin(y[0] * u[0]), torch.where(y[1] > 0, y[1] * y[2], torch.cos(y[2]) * t)
+        return torch.stack((a * b + y[2] / (2 + y[0] ** 2), y[0] * y[1] - b, u[1] * a - y[2]))
+
+    first = slope(x)
+    second = slope(x + 0.3 * first)
+    third = slope(x + 0.3 * second)
+    return x + 0.1 * (first + 2 * second + third)
+
+
+MODELS["runge_kutta"] = lambda: small(runge_kutta)
+WAYS = {
+    name: getattr(second, f"by_{name}") for name in ("pushing", "tangents", "entries", "passages")
+}
+WITHOUT = {  # models without passages
+    (name, "passages") for name in ("pendulum", "sums", "curves")
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_table_and_v_give_the_contraction(name, way, monkeypatch):
-    if (name, way) == ("acrobot", "pushing"):
-        pytest.skip("its linear systems are not for edge pushing")
     monkeypatch.setattr("ocp.engines.native.second.table", WAYS[way])
     problem = MODELS[name]()
     program = emit.model(problem)
+    assert ("OCP_TABLE" in program.text) == ((name, way) not in WITHOUT)
+    if (name, way) in WITHOUT:
+        return
     size = int(re.search(r"#define OCP_TABLE (\d+)", program.text).group(1))
     x, u, t, v, rows = points(problem, 3, seed=0)
     dat = program.per_problem(problem).numpy()[rows.numpy()]
     given = {"x": x.numpy().T, "u": u.numpy().T, "v": v.numpy().T}
     given["c"] = Context(t.numpy(), program.shared(problem).numpy(), dat)
-    (S,) = run(program.text, "f_second", given, {"S": size})
-    d = problem.state_dims[0] + problem.control_dims[0]
+    n, d = problem.state_dims[0], problem.state_dims[0] + problem.control_dims[0]
+    first = way == "passages"
+    S, *F = run(program.text, "f_second", given, {"S": size} | ({"F": n * d} if first else {}))
+    if first:
+        (expected,) = run(program.text, "f_jacobian", given, {"F": n * d})
+        np.testing.assert_allclose(F[0], expected, rtol=1e-12, atol=1e-12)
     (H,) = run(program.text, "f_combined", {"S": S.T, "v": given["v"]}, {"H": d * d})
     for k in range(3):
         f = eager.contracted_hessian(problem.f)
@@ -101,7 +127,7 @@ def test_a_batch_has_no_table_and_a_single_problem_one_where_it_is_worth_it():
 
 
 def test_each_part_of_a_program_is_compiled_by_its_own_length():
-    long, hard = "const V " * (build.LONG + 1), ("-O2",)
+    long, hard = build.STATEMENT * (build.LONG + 1), ("-O2",)
     parts = lambda second, rest: build.efforts(
         f'void f_contracted({second}#include "contracted.h"\n#if OCP_PART\n{rest}'
     )

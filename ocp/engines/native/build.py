@@ -49,6 +49,7 @@ FLAGS = (
 )
 GCC_ONLY = ("-fno-tree-pre",)  # newer clangs refuse what they do not know
 QUICK = ("-O2", *GCC_ONLY)
+STATEMENT = "\n    V "  # of generated code
 LONG = 1_500  # statements of a part that is compiled with those, in two thirds of the time
 MACHINE = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
 
@@ -230,7 +231,7 @@ def efforts(text: str) -> list[tuple[str, ...]]:
     The time of the dropped pass grows faster than straight-line code does, and it finds little in
     an expression graph that shares its subexpressions; the loops of the headers want it.
     """
-    flags = lambda *pieces: QUICK if sum(p.count("const V ") for p in pieces) > LONG else ("-O2",)
+    flags = lambda *pieces: QUICK if sum(p.count(STATEMENT) for p in pieces) > LONG else ("-O2",)
     if "OCP_PART" not in text:
         return [flags(text)]
     head, _, tail = text.partition("void f_contracted")  # the last function of Model

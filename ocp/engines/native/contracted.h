@@ -4,7 +4,8 @@
 // the rest, so that both compile at the same time; without it, one unit has both.
 //
 // With OCP_TABLE what v . f_zz is made of besides v is computed by itself, that many numbers, and
-// `Second` makes v . f_zz of them; of scalars only, in a call, where that is long (OCP_LONG). Else
+// `Second` makes v . f_zz of them; of scalars only, in a call, where that is long (OCP_LONG). With
+// OCP_FIRST f_z is computed with the table. Else
 // those of a single problem with a tape (OCP_DUAL) are computed sample by sample, the directions
 // side by side: they are wanted one stage after another.
 #pragma once
@@ -14,8 +15,10 @@
 #if !defined(OCP_TABLE) || OCP_GRID
 #undef OCP_TABLE
 #undef OCP_LONG
+#undef OCP_FIRST
 #define OCP_TABLE 0
 #define OCP_LONG 0
+#define OCP_FIRST 0
 #endif
 #ifndef OCP_DUAL
 #define OCP_DUAL 0
@@ -42,7 +45,7 @@ OCP_COLD void f_contracted(  // apart: most of what the sweep keeps in registers
 void f_contracted(const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H);
 
 #if OCP_TABLE
-void f_second(const Wide* x, const Wide* u, const Context<Wide>& c, Wide* S);
+void f_second(const Wide* x, const Wide* u, const Context<Wide>& c, Wide* S, Wide* F);
 #endif
 #if OCP_LONG
 void f_combined(const Real* S, const Real* v, Real* H);
@@ -54,8 +57,13 @@ void f_contracted(const Real* x, const Real* u, const Context<Real>& c, const Re
 
 #if OCP_SECOND_ORDER && (!defined(OCP_PART) || OCP_PART == 1)
 #if OCP_TABLE
-void f_second(const Wide* x, const Wide* u, const Context<Wide>& c, Wide* S) {
+void f_second(const Wide* x, const Wide* u, const Context<Wide>& c, Wide* S, Wide* F) {
+#if OCP_FIRST
+  Second::f_second(x, u, c, S, F);
+#else
+  (void)F;
   Second::f_second(x, u, c, S);
+#endif
 }
 #if OCP_LONG
 void f_combined(const Real* S, const Real* v, Real* H) { Second::f_combined(S, v, H); }
@@ -81,8 +89,8 @@ void f_contracted(const Wide* x, const Wide* u, const Context<Wide>& c, const Wi
 #else
 void f_contracted(const Wide* x, const Wide* u, const Context<Wide>& c, const Wide* v, Wide* H) {
 #if OCP_TABLE
-  Wide S[OCP_TABLE];
-  f_second(x, u, c, S);
+  Wide S[OCP_TABLE], F[n * d];
+  f_second(x, u, c, S, F);
 #if OCP_LONG
   Real table[OCP_TABLE], along[n], out[d * d];
   for (int l = 0; l < OCP_LANES; ++l) {

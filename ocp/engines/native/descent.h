@@ -25,7 +25,7 @@ template <class V> OCP_FN V gradient(Group<V>& g, V* end_xx) {
     OCP_UNROLL
     for (int i = 0; i < d; ++i) along[i] = s.g[i];
     OCP_UNROLL
-    for (int r = 0; r < n; ++r) add_row<d>(p[r], s.F + r * d, along);
+    for (int r = 0; r < n; ++r) add_row<d>(p[r], s.F + r * stage_row, along);
     for (int i = 0; i < n; ++i) p[i] = along[i];
     if constexpr (bounded)
       for (int a = 0; a < m; ++a) {
@@ -50,10 +50,10 @@ template <class V> OCP_FN V curvature_along(Group<V>& g, Past<V>& past, const V*
     for (int a = 0; a < m; ++a) dz[n + a] = -open[t * m + a];
     for (int i = 0; i < d; ++i) {
       V row = V(0);
-      for (int j = 0; j < d; ++j) row += s.H[sym(i, j)] * dz[j];
+      for (int j = 0; j < d; ++j) row += s.H[in_stage(i, j)] * dz[j];
       sum += dz[i] * row;
     }
-    for (int i = 0; i < n; ++i) after[i] = dot<d>(s.F + i * d, dz);
+    for (int i = 0; i < n; ++i) after[i] = dot<d>(s.F + i * stage_row, dz);
     for (int i = 0; i < n; ++i) dz[i] = after[i];
   }
   for (int i = 0; i < n; ++i) sum += dz[i] * dot<n>(end_xx + i * n, dz);

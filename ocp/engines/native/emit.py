@@ -158,8 +158,12 @@ def second_text(writer: Writer, split: second.Split) -> str:
     if not split.entries:
         return ""
     long = int(operations(writer.graph, split.combined) > APART)
-    text = f"#define OCP_TABLE {len(split.entries)}\n#define OCP_LONG {long}\nstruct Second {{\n"
-    text += writer.function("f_second", SIGNATURES["f"], [Output("S", split.entries)])
+    text = f"#define OCP_TABLE {len(split.entries)}\n#define OCP_LONG {long}\n"
+    text += f"#define OCP_FIRST {int(bool(split.first))}\nstruct Second {{\n"
+    ahead = [Output("S", split.entries)]
+    if split.first:
+        ahead.append(Output("F", split.first))
+    text += writer.function("f_second", SIGNATURES["f"], ahead)
     H = [Output("H", split.combined)]
     return text + writer.function("f_combined", "const V* S, const V* v", H, False) + "};\n"
 
@@ -339,11 +343,11 @@ class Writer:
             names[i] = f"a{len(names)}"
             if op == "matvec":
                 return self._product(names[i], data, args)
-            kind = "auto" if self.graph.is_mask(i) else "V"
+            kind = "auto" if self.graph.is_mask(i) else "V"  # GCC keeps a const one in memory
             text = self._expression(i, args)
             if op in FUNCTIONS:
                 text = CALL.sub(prefix + r"\1(", text)
-            return [f"    const {kind} {names[i]} = {text};"]
+            return [f"    {kind} {names[i]} = {text};"]
         return []
 
     def _product(self, name: str, w: Weights, x: list[str]) -> list[str]:

@@ -1,9 +1,10 @@
 // Problems that are computed together, one in each lane, and where their expansions come from.
 //
-// A program built with OCP_SINGLE solves one problem: its sweep is scalar, its expansions are
-// packs over stages, and its line search rolls out W step sizes at once. Otherwise lanes are
-// problems throughout, and a stage is expanded when the sweep arrives at it. On a GPU a pack is one
-// number of a thread, and the threads of a team are what the lanes of OCP_SINGLE are here.
+// A program built with OCP_SINGLE solves one problem: its sweep has packs along the rows of
+// matrices (row_sweep.h), its expansions are packs over stages, and its line search rolls out W step
+// sizes at once. Otherwise lanes are problems throughout, and a stage is expanded when the sweep
+// arrives at it. On a GPU a pack is one number of a thread, and the threads of a team are what the
+// lanes of OCP_SINGLE are here.
 #pragma once
 #include "contracted.h"
 #include "rollout.h"
@@ -11,6 +12,9 @@
 #include "team.h"
 #else
 #include "past.h"
+#if OCP_SINGLE
+#include "rows.h"
+#endif
 #include "threads.h"
 #endif
 
@@ -36,27 +40,15 @@ struct Given {
 
 // -- a single problem ------------------------------------------------------------------------
 #if !OCP_GRID
-template <class V> using StageOf = Stage<V>;  // as kept for a single problem
-
-// Stages of one problem; returns their residue.
-OCP_FN Real expand_over_time(const Data& data, const Context<Real>&, const Real* xs,
-                             const Real* us, Stage<Real>* stages) {
-  Stage<Wide> s;
-  Wide residue = Wide(0), x[n], u[m];
-  for (Int first = 0; first < data.T; first += OCP_LANES) {
-    const Block block = block_at(data, 1, first, data.T);
-    gather(xs, n, block.row, x);
-    gather(us, m, block.row, u);
-    expand_stage(x, u, block.c, s);
-    add_stage_residue(residue, s);
-    constexpr int size = stage_size<Wide>;
-    store_lanes((const Wide*)&s, size, block.count, (Real*)(stages + first), size);
-  }
-  Real sum = 0;
-  OCP_UNROLL
-  for (int l = 0; l < OCP_LANES; ++l) sum += get(residue, l);
-  return sum;
-}
+#if OCP_SINGLE
+template <class V> using StageOf = RowStage<V>;
+constexpr int stage_row = D;
+constexpr int in_stage(int i, int j) { return i < j ? low(j, i) : low(i, j); }
+#else
+template <class V> using StageOf = Stage<V>;
+constexpr int stage_row = d;  // from one row of F to the next
+constexpr int in_stage(int i, int j) { return sym(i, j); }  // of H
+#endif
 
 // Trajectories of a single problem for `count` step sizes, and their costs and residues.
 constexpr int at_once = OCP_LANES;
@@ -81,20 +73,6 @@ OCP_FN void follow_each(const Data& data, const Context<Real>& c, const Nominal<
 }
 OCP_FN Wide* trial_room(Arena& arena, Int count) { return arena.take<Wide>(count); }
 OCP_FN Real trial_entry(const Wide* trials, Int, Int i, int trial) { return get(trials[i], trial); }
-
-#if OCP_TABLE
-// Second derivatives of f at the stages of one problem: table [T][OCP_TABLE].
-OCP_FN void second_over_time(const Data& data, const Real* xs, const Real* us, Real* table) {
-  Wide x[n], u[m], S[OCP_TABLE];
-  for (Int first = 0; first < data.T; first += OCP_LANES) {
-    const Block block = block_at(data, 1, first, data.T);
-    gather(xs, n, block.row, x);
-    gather(us, m, block.row, u);
-    f_second(x, u, block.c, S);
-    store_lanes(S, OCP_TABLE, block.count, table + first * OCP_TABLE, OCP_TABLE);
-  }
-}
-#endif
 #endif
 
 // -- a group ------------------------------------------------------------------------------------
@@ -111,9 +89,8 @@ template <class V> struct Group {
   Array<V> expanded;    // where problems lie side by side: [T][stage_size]
   V* bend;              // [d][d] v_x . f_zz of the stage in work
   TeamWork* team_work;  // for models whose work does not fit in fast memory
-#endif
-#if OCP_TABLE
-  V* table;  // of a single problem: [T] of them
+#else
+  V* table;  // of a single problem: [T][OCP_TABLE]
 #endif
   V residue;  // 0 while all derivatives are finite, else nan
   const Given* given;
@@ -138,8 +115,7 @@ template <class V> struct Group {
       bend = arena.template take<V>(OCP_SECOND_ORDER ? d * d : 0).first;
       team_work = arena.template take<TeamWork>(fits ? 0 : 1).first;
     }
-#endif
-#if OCP_TABLE
+#else
     table = arena.template take<V>(single ? T * OCP_TABLE : 0);
 #endif
   }
@@ -161,10 +137,12 @@ template <class V> struct Group {
     }
 #endif
     if constexpr (single) {
-      if (!given) residue = expand_over_time(*data, c, x, u, stages);
       for (Int t = team_rank(); given && t < data->T; t += team_size()) read_stage(t, stages[t]);
-#if OCP_TABLE
-      if (curved && !(given && given->table)) second_over_time(*data, x, u, table);
+#if OCP_GRID
+      if (!given) residue = expand_over_time(*data, c, x, u, stages);
+#elif OCP_SINGLE
+      Real* tabled = OCP_TABLE && curved && !(given && given->table) ? table : nullptr;
+      if (!given || tabled) residue = expand_over_time(*data, x, u, given ? nullptr : stages, tabled);
 #endif
       team_sync();
     }
@@ -209,15 +187,15 @@ template <class V> struct Group {
   }
   OCP_METHOD void curve(Int t, const V* v, MaskOf<V> full, V* bend) {
     V H[d * d];
-    if (given && given->table) {
-      gather(given->table + t * data->B * d * d, d * d, rows, H);
-    } else {
-      contract(t, v, H);
-    }
+    curvature(t, v, H);
     for (int i = 0; i < d; ++i)
       for (int j = 0; j <= i; ++j) bend[tri(i, j)] = H[i * d + j];
     if (!all(full))
       for (int i = 0; i < tri_size(d); ++i) bend[i] = select(full, bend[i], V(0));
+  }
+  OCP_METHOD void curvature(Int t, const V* v, V* H) {
+    if (given && given->table) gather(given->table + t * data->B * d * d, d * d, rows, H);
+    else contract(t, v, H);
   }
   // v . f_zz. A single problem fills all lanes with itself: as fast, and half the text to compile.
   OCP_METHOD void contract(Int t, const V* v, V* H) {
@@ -248,15 +226,18 @@ template <class V> struct Group {
 #endif
   }
   template <class S> OCP_METHOD void read_stage(Int t, S& s) {
-    gather(given->fz + t * data->B * n * d, n * d, rows, s.F);
     gather(given->lz + t * data->B * d, d, rows, s.g);
     if constexpr (sizeof s.H == d * d * sizeof(V)) {
+      gather(given->fz + t * data->B * n * d, n * d, rows, s.F);
       gather(given->lzz + t * data->B * d * d, d * d, rows, s.H);
     } else {
-      V H[d * d];
+      V H[d * d], F[n * d];
+      gather(given->fz + t * data->B * n * d, n * d, rows, F);
+      for (int i = 0; i < n; ++i)
+        for (int j = 0; j < d; ++j) s.F[i * stage_row + j] = F[i * d + j];
       gather(given->lzz + t * data->B * d * d, d * d, rows, H);
       for (int i = 0; i < d; ++i)
-        for (int j = 0; j <= i; ++j) s.H[tri(i, j)] = H[i * d + j];
+        for (int j = 0; j <= i; ++j) s.H[in_stage(i, j)] = H[i * d + j];
     }
   }
 };
@@ -305,6 +286,8 @@ OCP_FN Arena arena_of(const Data& data, Int thread) {
 
 #if OCP_GRID && OCP_SINGLE
 #include "team_sweep.h"
+#elif OCP_SINGLE
+#include "row_sweep.h"
 #endif
 
 namespace ocp {

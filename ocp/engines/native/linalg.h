@@ -43,18 +43,19 @@ template <int m, class V> OCP_FN Factor<m, V> factor(const V* A) {
   return f;
 }
 
-// b becomes -A^-1 b; entries of b lie `step` apart.
-template <int m, class V> OCP_FN void solve_negative(const Factor<m, V>& f, V* b, int step = 1) {
+// b becomes -A^-1 b; entries of b, numbers or packs of them, lie `step` apart.
+template <int m, class V, class B>
+OCP_FN void solve_negative(const Factor<m, V>& f, B* b, int step = 1) {
   OCP_UNROLL
   for (int i = 0; i < m; ++i) {
     OCP_UNROLL
-    for (int j = 0; j < i; ++j) b[i * step] -= f.L[tri(i, j)] * b[j * step];
+    for (int j = 0; j < i; ++j) b[i * step] -= B(f.L[tri(i, j)]) * b[j * step];
   }
   OCP_UNROLL
   for (int i = m - 1; i >= 0; --i) {
-    b[i * step] = -(b[i * step] * f.inverse[i]);
+    b[i * step] = -(b[i * step] * B(f.inverse[i]));
     OCP_UNROLL
-    for (int j = i + 1; j < m; ++j) b[i * step] -= f.L[tri(j, i)] * b[j * step];
+    for (int j = i + 1; j < m; ++j) b[i * step] -= B(f.L[tri(j, i)]) * b[j * step];
   }
 }
 
@@ -138,7 +139,7 @@ OCP_FN void add_rows(
   typedef typename Chunk<V>::type R;
   constexpr int step = Chunk<V>::size;
   int j = 0;
-  for (; j + 3 * step <= columns; j += 3 * step)  // 12 sums and what they need: 16 registers
+  for (; j + 3 * step <= columns && j + 4 * step != columns; j += 3 * step)  // 16 registers
     add_block<rows, 3, inner, fresh, R>(A, a_row, a_inner, B + j, b_row, C + j, c_row);
   for (; j + 2 * step <= columns; j += 2 * step)
     add_block<rows, 2, inner, fresh, R>(A, a_row, a_inner, B + j, b_row, C + j, c_row);
@@ -161,6 +162,24 @@ OCP_FN void add_product(
   if constexpr (whole < rows) {
     A += whole * a_row, C += whole * c_row;
     add_rows<rows - whole, inner, fresh>(columns, A, a_row, a_inner, B, b_row, C, c_row);
+  }
+}
+
+// C += A B of a symmetric result, `size` rows of whole packs that end with the pack of the diagonal;
+// rows of B are `wide` numbers.
+template <int size, int inner, class V>
+OCP_FN void add_low(const V* A, int a_row, int a_inner, const V* B, int wide, V* C) {
+  constexpr int step = Chunk<V>::size, rows = step < 4 ? step : 4;
+  int i = 0;
+  for (; i + rows <= size; i += rows) {
+    const int columns = (i / step + 1) * step;
+    add_rows<rows, inner, false>(columns, A + i * a_row, a_row, a_inner, B, wide, C, columns);
+    C += rows * columns;
+  }
+  for (; i < size; ++i) {
+    const int columns = (i / step + 1) * step;
+    add_rows<1, inner, false>(columns, A + i * a_row, a_row, a_inner, B, wide, C, columns);
+    C += columns;
   }
 }
 

@@ -124,11 +124,16 @@ template <class V> using Constants = Reduction<typename Of<V>::Scalar>;
 
 template <class V> constexpr bool is_double = sizeof(typename Of<V>::Scalar) == 8;
 
-// c[0] + z (c[1] + z (c[2] + ...))
-template <class V> OCP_FN V polynomial(V, double last) { return V(last); }
-template <class V, class... More> OCP_FN V polynomial(V z, double first, More... more) {
-  return V(first) + z * polynomial(z, more...);
+// c[0] + z c[1] + z^2 (c[2] + z c[3] + z^2 (...)): chains half as long as Horner's.
+template <class V> OCP_FN V pairs(V, V, double last) { return V(last); }
+template <class V> OCP_FN V pairs(V z, V, double first, double second) {
+  return V(first) + z * V(second);
 }
+template <class V, class... More>
+OCP_FN V pairs(V z, V square, double first, double second, More... more) {
+  return (V(first) + z * V(second)) + square * pairs(z, square, more...);
+}
+template <class V, class... C> OCP_FN V polynomial(V z, C... c) { return pairs(z, z * z, c...); }
 
 // -- sin, cos -----------------------------------------------------------------------------------
 // x = quarter pi/2 + r with |r| <= pi/4, and the sine and cosine of r. Where a program needs both

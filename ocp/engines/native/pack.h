@@ -11,6 +11,7 @@
 #define OCP_METHOD __device__ inline
 #define OCP_COPY memcpy
 #define OCP_COLD static __device__ __noinline__
+#define OCP_FLAT OCP_FN
 #define OCP_UNROLL _Pragma("unroll")  // entirely: registers have no index
 #define OCP_UNLIKELY(condition) (condition)
 #else
@@ -19,6 +20,7 @@
 #define OCP_METHOD inline
 #define OCP_COPY __builtin_memcpy
 #define OCP_COLD __attribute__((noinline, cold, unused)) static
+#define OCP_FLAT __attribute__((flatten)) static inline  // what it calls becomes part of it
 #define OCP_UNLIKELY(condition) __builtin_expect(condition, 0)
 #if defined(__clang__)
 #define OCP_UNROLL _Pragma("clang loop unroll_count(8)")

@@ -2,34 +2,43 @@
 
 ``v . f_zz`` is wanted with v = V_x of the next stage, one stage after another. What does not depend
 on v depends on the trajectory alone: it is computed ahead, stages side by side in the lanes, and
-kept in a table for the sweep. There are three ways to draw the line; the one that leaves the least
-to do is taken. The table has
+kept in a table for the sweep. There are several ways to draw the line; the one that leaves the
+least to do is taken. The table has
 
 - the second derivatives themselves: the sweep has a product for each entry that is not constant;
-  where their common subexpressions keep them from costing n times the contraction;
+  where passages (`passages`) or their common subexpressions keep them from costing n times the
+  contraction. By way of passages the first derivatives are made of the same numbers, and are
+  computed with them;
 - or what the contraction, by edge pushing or by tangents of the gradient, is made of besides v.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ocp.engines.native.derive import Derivatives
 from ocp.engines.native.forms import MADE, flat, operations
 from ocp.engines.native.graph import Graph, TooLarge
+from ocp.engines.native.passages import passages, taylor
 from ocp.engines.native.pushing import can_push, pushed_hessian
 from ocp.engines.native.solves import expand_solves
 
 STAGES = 4  # assumed to be computed side by side
-LONGEST = 3_000  # operations of a table: acrobot's 7 000 took 30 s to compile instead of 5
+LONGEST = 5_000  # operations of a table: those of acrobot's 4 500 take a second or two to compile
 MOST = 4_000  # operations within the sweep
 
 
 class Split(NamedTuple):
-    """Entries of the table as functions of x and u, and ``v . f_zz`` (d, d) as one of S and v."""
+    """Entries of the table as functions of x and u, and ``v . f_zz`` (d, d) as one of S and v;
+    perhaps f_z (n, d), to be computed with the table."""
 
     entries: list[int]
     combined: list[int]
+    first: list[int] = []  # noqa: RUF012
+
+
+Way = Callable[[Graph, list[int], int, int], Split]
 
 
 def table(g: Graph, f: list[int], n: int, m: int) -> Split:
@@ -43,18 +52,31 @@ def table(g: Graph, f: list[int], n: int, m: int) -> Split:
     Returns:
         Both empty where f is linear, has products with matrices, or all ways are too long.
     """
-    splits = []
-    if not any(g.ops[i] in ("matvec", "net") for i in g.reachable(f)):
-        for way in (by_pushing, by_tangents, by_entries):
-            try:
-                with g.at_most(MADE * MOST):
-                    split = way(g, f, n, m)
-            except TooLarge:
-                continue
-            ahead, within = operations(g, split.entries), operations(g, split.combined)
-            if split.entries and ahead <= LONGEST and within <= MOST:
-                splits.append((ahead / STAGES + len(split.entries) + within, split))
-    return min(splits, key=lambda pair: pair[0])[1] if splits else Split([], [])
+    if any(g.ops[i] in ("matvec", "net") for i in g.reachable(f)):
+        return Split([], [])
+    splits = [made(way, g, f, n, m) for way in (by_pushing, by_tangents, by_passages)]
+    if not splits[-1].entries:
+        splits.append(made(by_entries, g, f, n, m))
+    able = [(least(g, s), s) for s in splits if s.entries and fits(g, s)]
+    return min(able, key=lambda pair: pair[0])[1] if able else Split([], [])
+
+
+def made(way: Way, g: Graph, f: list[int], n: int, m: int) -> Split:
+    try:
+        with g.at_most(MADE * MOST):
+            return way(g, f, n, m)
+    except TooLarge:
+        return Split([], [])
+
+
+def fits(g: Graph, split: Split) -> bool:
+    return operations(g, split.entries) <= LONGEST and operations(g, split.combined) <= MOST
+
+
+def least(g: Graph, split: Split) -> float:
+    """Operations for each stage."""
+    ahead, within = operations(g, split.entries), operations(g, split.combined)
+    return ahead / STAGES + len(split.entries) + within
 
 
 def variables(g: Graph, n: int, m: int) -> list[int]:
@@ -100,8 +122,25 @@ def divided(g: Graph, H: list[int]) -> Split:
 
 
 def by_entries(g: Graph, f: list[int], n: int, m: int) -> Split:
-    by_z, d = Derivatives(g, variables(g, n, m)), n + m
-    tensor = [by_z.hessian(row) for row in by_z.jacobian(f)]
+    by_z = Derivatives(g, variables(g, n, m))
+    split = contraction(g, [by_z.hessian(row) for row in by_z.jacobian(f)])
+    return split._replace(entries=expand_solves(g, split.entries))
+
+
+def by_passages(g: Graph, f: list[int], n: int, m: int) -> Split:
+    z = variables(g, n, m)
+    by = passages(g, Derivatives(g, z), f) if can_push(g, f) else []
+    if not by:
+        return Split([], [])
+    found, d = taylor(g, f, z, by), n + m
+    at = lambda y, i, j: y.second.get((i, j) if j <= i else (j, i), g.zero)
+    split = contraction(g, [[[at(y, i, j) for j in range(d)] for i in range(d)] for y in found])
+    return split._replace(first=[y.first.get(j, g.zero) for y in found for j in range(d)])
+
+
+def contraction(g: Graph, tensor: list[list[list[int]]]) -> Split:
+    """The entries of f_zz (n, d, d) that are not constant into the table."""
+    d = len(tensor[0])
     stored: dict[int, int] = {}  # node: its place
     combined = [g.zero] * (d * d)
 
@@ -120,4 +159,4 @@ def by_entries(g: Graph, f: list[int], n: int, m: int) -> Split:
                     if hessian[i][j] != g.zero
                 ]
                 combined[i * d + j] = combined[j * d + i] = g.sum(terms)
-    return Split(expand_solves(g, list(stored)), combined)
+    return Split(list(stored), combined)

@@ -18,6 +18,8 @@ template <class V> using StageOf = FullStage;
 #else
 template <class V> using StageOf = Stage<V>;
 #endif
+constexpr int stage_row = d;  // from one row of F to the next
+constexpr int in_stage(int i, int j) { return sym(i, j); }  // of H
 
 // What the threads of a sweep exchange, see team_sweep.h.
 struct TeamWork {

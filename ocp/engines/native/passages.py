@@ -1,0 +1,143 @@
+"""Second derivatives of all outputs, through the narrow passages of their expressions.
+
+A Runge-Kutta step is a chain of stages, and what one stage hands on to the next is a few numbers.
+Of each of those, first and second derivatives by what the passage before hands on are short; the
+chain rule then makes those by z of them. Other ways differentiate every operation by z.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple, TypeVar
+
+from ocp.engines.native.derive import Derivatives
+from ocp.engines.native.forms import flat
+from ocp.engines.native.graph import Graph
+from ocp.engines.native.pushing import copied, pushed_hessian
+
+LINEAR = frozenset(("add", "sub", "neg", "total"))
+PARTS = 2  # at least so many does a passage have to make of an expression
+Key = TypeVar("Key")
+
+
+class Taylor(NamedTuple):
+    """Derivatives of a number by z that are not 0: ``first[i]``, ``second[i, j]`` with j <= i."""
+
+    first: dict[int, int]
+    second: dict[tuple[int, int], int]
+
+
+def bends(g: Graph, of: Derivatives, i: int, a: int) -> bool:
+    """Whether node i is no linear function of its argument a."""
+    op = g.ops[i]
+    if op == "mul":
+        return all(of.depends(b) for b in g.args[i])
+    return bool(of.depends(g.args[i][1])) if op == "div" else op not in LINEAR
+
+
+def crossings(g: Graph, of: Derivatives, outputs: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The nodes that depend on z, in order, and for each how many earlier ones, no leaves, it and
+    what follows are nonlinear functions of."""
+    order = [i for i in g.reachable(outputs) if of.depends(i)]
+    place = {i: k for k, i in enumerate(order)}
+    leaves = set(of.wrt)
+    last: dict[int, int] = {}  # place of the last consumer that leads to a nonlinear operation
+    for c in reversed(order):
+        for a in g.args[c]:
+            if a in place and (c in last or bends(g, of, c, a)):
+                last[a] = max(last.get(a, 0), place[c])
+    count = [0] * (len(order) + 1)
+    for a, until in last.items():
+        if a not in leaves:
+            count[place[a] + 1] += 1
+            count[until + 1] -= 1
+    for k in range(1, len(count)):
+        count[k] += count[k - 1]
+    return order, count[:-1]
+
+
+def passages(g: Graph, of: Derivatives, outputs: Sequence[int]) -> list[int]:
+    """Nodes to go by, in order: what crosses the narrowest passages that part the expression well;
+    none where it has none."""
+    order, count = crossings(g, of, outputs)
+    place = {i: k for k, i in enumerate(order)}
+    until = {a: place[c] for c in order for a in g.args[c] if a in place}
+    curved = [k for k, c in enumerate(count) if c]
+    if not curved:
+        return []
+    begin, end = curved[0], curved[-1] + 1
+    for width in sorted(set(count[begin:end])):
+        ends = [k for k in range(begin, end - 1) if count[k] <= width < count[k + 1]]
+        longest = max(b - a for a, b in pairwise([begin, *ends, end]))
+        if longest <= (end - begin) / PARTS:
+            crossing = [i for i in order if any(place[i] < k <= until.get(i, -1) for k in ends)]
+            return [i for i in crossing if i not in of.wrt]
+    return []
+
+
+def taylor(g: Graph, outputs: Sequence[int], wrt: Sequence[int], by: Sequence[int]) -> list[Taylor]:
+    """Derivatives of the outputs by way of the nodes ``by``, which are in order."""
+    known = {leaf: Taylor({k: g.one}, {}) for k, leaf in enumerate(wrt)}
+    with g.zeros_vanish():
+        for node in sorted({*by, *outputs}):
+            if node not in known:
+                known[node] = chained(g, known, *local_derivatives(g, node, known))
+    return [known[y] for y in outputs]
+
+
+def local_derivatives(
+    g: Graph, node: int, known: Collection[int]
+) -> tuple[list[int], list[int], list[list[int]]]:
+    """What is known that the node is made of, its first and its second derivatives by that."""
+    cone: set[int] = {node}
+    stack = [node]
+    while stack:
+        i = stack.pop()
+        for a in () if i in known else g.args[i]:
+            if a not in cone:
+                cone.add(a)
+                stack.append(a)
+    local = Graph(g.dtype)
+    new: dict[int, int] = {}
+    for i in sorted(cone):
+        if g.ops[i] == "number":
+            new[i] = local.number(float(g.data[i]))
+        elif i in known or not g.args[i]:
+            new[i] = local.leaf("known", i)
+        else:
+            new[i] = local.node(g.ops[i], tuple(new[a] for a in g.args[i]), g.data[i])
+    ends = [i for i in sorted(cone) if i in known]
+    of = Derivatives(local, [new[i] for i in ends])
+    slopes = of.gradient([new[node]], [local.one])
+    curved = pushed_hessian(of, [new[node]], [local.one])
+    back = {there: here for here, there in new.items()}
+    for i in local.reachable([*slopes, *flat(curved)]):
+        copied(local, i, g, back)
+    return ends, [back[s] for s in slopes], [[back[h] for h in row] for row in curved]
+
+
+def chained(
+    g: Graph, known: Mapping[int, Taylor], ends: list[int], slopes: list[int], h: list[list[int]]
+) -> Taylor:
+    """By z, from the derivatives by what is known."""
+    first: dict[int, int] = {}
+    second: dict[tuple[int, int], int] = {}
+    inputs = [known[i] for i in ends]
+    for slope, inner in zip(slopes, inputs, strict=True):
+        add_to(g, first, slope, inner.first)
+        add_to(g, second, slope, inner.second)
+    for row, inner in zip(h, inputs, strict=True):  # T' h T
+        along: dict[int, int] = {}
+        for entry, other in zip(row, inputs, strict=True):
+            add_to(g, along, entry, other.first)
+        for i, t in inner.first.items():
+            add_to(g, second, t, {(i, j): w for j, w in along.items() if j <= i})
+    return Taylor(first, second)
+
+
+def add_to(g: Graph, sums: dict[Key, int], factor: int, terms: Mapping[Key, int]) -> None:
+    for key, term in terms.items():
+        amount = g.mul(factor, term)
+        if amount != g.zero:
+            sums[key] = g.add(sums[key], amount) if key in sums else amount
