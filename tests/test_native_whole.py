@@ -185,6 +185,22 @@ def test_a_start_that_is_not_finite_is_named_as_by_the_pieces(calls):
         ocp.solve(problem, controls=torch.full((20, 1), math.nan, dtype=F64), engine="native")
 
 
+@pytest.mark.parametrize("base", ["ddp", "ilqr", "pmp"])
+@pytest.mark.parametrize("batch", [None, 2])
+def test_a_solver_with_iterations_of_its_own_makes_them(base, batch):
+    made = []
+
+    class Own(ocp.METHODS[base]):
+        def iteration(self, state):
+            made.append(1)
+            return super().iteration(state)
+
+    x0 = torch.zeros((2,) if batch is None else (batch, 2), dtype=F64)
+    solver = Own(rules=ocp.Rules(max_iterations=4))
+    solution = ocp.solve(pendulum(x0=x0), solver, starts=ocp.starts.zero, engine="native")
+    assert len(made) == 4 and solution.iterations.max() == 4
+
+
 def test_a_history_reads_like_a_dict(tmp_path):
     solution = ocp.solve(pendulum(), engine="native")
     history = dict(solution.history)

@@ -178,7 +178,7 @@ class AtOnce:
 
 def plain(kind: type[Solver]) -> bool:
     """Whether a kind of solver is ILQR in all that such a call does for it."""
-    same = ("init", "step", "steps", "advance", "recipe", "record", "result")
+    same = ("init", "step", "steps", "iteration", "advance", "recipe", "record", "result")
     return issubclass(kind, ILQR) and all(getattr(kind, k) is getattr(ILQR, k) for k in same)
 
 

@@ -43,8 +43,7 @@ class ILQR(Solver):
 
     def whole_iterations(self, dtype: torch.dtype) -> Recipe | None:
         """What it has to know of a solver that keeps no memory of earlier steps."""
-        usual = type(self).decide is Solver.decide and type(self).direction is ILQR.direction
-        if not usual or self.regularisation == "proximal" or self.mode is None:
+        if not self.iterates_as(ILQR) or self.regularisation == "proximal" or self.mode is None:
             return None
         limits = self.own_rules.limits(dtype)
         return Recipe(self.mode, self.regularisation == "state", self.trials, limits)

@@ -162,6 +162,11 @@ class Solver:
         after = None if recipe is None else state.engine.iterate(state, recipe, most)
         return self.iteration(state) if after is None else after
 
+    def iterates_as(self, kind: type[Solver]) -> bool:
+        """Whether no piece of an iteration of that kind is replaced: engines may make it whole."""
+        pieces = ("iteration", "direction", "record", "decide", "advance")
+        return all(getattr(type(self), name) is getattr(kind, name) for name in pieces)
+
     def iteration(self, state: State) -> State:
         """A step by its pieces: expand, sweep, try, decide."""
         engine = state.engine

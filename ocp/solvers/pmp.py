@@ -62,8 +62,7 @@ class PMP(Solver):
 
     def recipe(self, state: State) -> Recipe | None:
         """Whole iterations, unless a subclass makes something else of them."""
-        kind = type(self)
-        if kind.decide is not Solver.decide or kind.direction is not PMP.direction:
+        if not self.iterates_as(PMP):
             return None
         limits = self.own_rules.limits(state.cost.dtype)
         pairs = self.pairs if self.search == "lbfgs" else 0
