@@ -33,6 +33,39 @@ template <class V> OCP_FN Promise<V> appraise(Pass<V>& pass, Group<V>& g, V& ind
   return promise;
 }
 
+// A sweep of the iterations that is the one `appraise` begins with, kept so that it is not made
+// again. For a single problem on a CPU.
+struct Certificate {
+  Real *vx, *vxx, *p, *hu, *k, *K;  // as of `Pass`
+  Promise<Real> promise;
+  bool holds;
+};
+
+// Lets a sweep write what it says where it is that one, and the last if steps square the residual:
+// writing takes a few per cent of a sweep. Returns whether; `to` may be null.
+template <class V>
+OCP_FN bool keep(const Certificate* to, V residual_before, Real tolerance, Pass<V>& pass) {
+  if constexpr (single && !OCP_GRID) {
+    if (!to || !pass.full || pass.gaps || pass.damping != 0) return false;
+    if (!(residual_before * residual_before <= tolerance)) return false;
+    pass.vx = to->vx, pass.vxx = to->vxx, pass.p = to->p, pass.hu = to->hu;
+    return true;
+  }
+  return false;
+}
+
+// After the search: `moved`, from the trajectory that was swept.
+template <class V> OCP_FN void complete(
+    Certificate* to, const Group<V>& g, const Promise<V>& promise, MaskOf<V> moved) {
+  if constexpr (single && !OCP_GRID) {
+    if (to) to->holds = to->holds && !moved;
+    if (!to || !to->holds) return;
+    to->promise = promise;
+    OCP_COPY(to->k, g.k, g.data->T * m * sizeof(Real));
+    OCP_COPY(to->K, g.K, g.data->T * m * n * sizeof(Real));
+  }
+}
+
 // Largest |u - clip(u - H_u, lo, hi)|; hu [T][m].
 template <class V> OCP_FN V largest_projected(const Group<V>& g, Array<V> hu) {
   V worst = V(0);

@@ -5,7 +5,7 @@
 // so that trials not made may be called refused. Needs Decide::inputs = 14 + 2 A + LIMITS for A
 // step sizes: the fields of `Record`, then those of `Limits`.
 #pragma once
-#include "group.h"
+#include "appraise.h"
 #if !OCP_GRID
 #include "descent.h"
 #endif
@@ -65,6 +65,7 @@ template <class V> struct Lanes {
   Past<V> past;
   bool descends;
 #endif
+  Certificate* certificate;  // or null
 };
 
 template <class V> OCP_FN void enter(Lanes<V>& w, int lane, Int b) {
@@ -146,6 +147,7 @@ template <class V> OCP_FN Direction<V> direction(Lanes<V>& w) {
   Pass<V> pass = {g.data, g.u, out.gaps ? g.gap : nullptr, w.numbers[DAMPING],
                   w.call->on_state != 0, second_order(w), g.k, g.K, nullptr, nullptr,
                   nullptr, nullptr, true, w.active};
+  const bool kept = keep(w.certificate, w.numbers[RESIDUAL], w.call->limits[0], pass);
   g.begin(any(pass.full));
   MaskOf<V> failed = !always<V>(), dropping = failed;
   for (bool again = false;; again = true) {
@@ -159,6 +161,7 @@ template <class V> OCP_FN Direction<V> direction(Lanes<V>& w) {
   out.retried = failed;
   out.finite = g.residue == V(0);
   out.handed = failed & !dropping & out.finite;  // where they are not, `Decide` says so
+  if (w.certificate) w.certificate->holds = kept && !any(failed);
   return out;
 }
 
@@ -296,6 +299,7 @@ template <class V> OCP_FN void step(Lanes<V>& w) {
     }
   if (!anyone(any(w.active))) return;
   search(w, to, in, out);
+  complete(w.certificate, w.group, to.promise, out[ACCEPTED] != V(0));
   advance(w, to, in, out);
   for (int l = 0; l < lanes; ++l)
     if (get(w.active, l) && (--w.left[l] == 0 || get(w.numbers[STATUS], l) != Real(RUNNING)))
@@ -304,7 +308,8 @@ template <class V> OCP_FN void step(Lanes<V>& w) {
 
 // The problems begin..end - 1 that are running. A lane that is free takes the next one: what a
 // lane computes does not depend on its neighbours.
-OCP_FN void iterate_range(const Data& data, const Iterate& call, Arena arena, Int begin, Int end) {
+OCP_FN void iterate_range(const Data& data, const Iterate& call, Arena arena, Int begin, Int end,
+                          Certificate* certificate = nullptr) {
   Lanes<Lane> w;
   w.call = &call;
   w.active = !always<Lane>();
@@ -313,6 +318,7 @@ OCP_FN void iterate_range(const Data& data, const Iterate& call, Arena arena, In
   w.past.place(data, arena);
   w.descends = call.method == DESCENT;
 #endif
+  w.certificate = certificate;
   for (int i = 0; i < NUMBERS; ++i) w.numbers[i] = Lane(0);
   for (int l = 0; l < lanes; ++l) w.group.take(l, -1);
   if constexpr (lanes > 1 || side_by_side) {  // idle ones: tame numbers

@@ -34,6 +34,23 @@ OCP_FN Answer answer_at(Real* next, Int T) {
   return a;
 }
 
+// What is left to say where the last sweep has said the rest.
+OCP_FN void complete_whole(
+    const Data& data, const Whole& call, const Answer& to, const Promise<Real>& promise) {
+  Arena arena = arena_of(data, 0);
+  Group<Real> g;
+  g.place(data, arena);
+  g.take(0, 0);
+  g.x = to.xs, g.u = to.us;
+  Real* told = to.told;
+  told[1] = promise.residual;
+  told[2] = largest_projected(g, to.hu);
+  told[3] = largest_gap(g);
+  told[4] = promise.slope;
+  told[5] = 2 * (promise.change - promise.slope);
+  call.facts[2] = call.facts[3] = -1;
+}
+
 OCP_FN void appraise_whole(const Data& data, const Whole& call, const Answer& to) {
   const Real none = 0;
   const Int full = 1;
@@ -72,11 +89,15 @@ OCP_FN void whole(const Data& data, const Whole& call) {
     loop.counts[STATUS - REALS] = NON_FINITE;
     return;
   }
-  call.facts[0] = ocp_iterate(data, loop);
+  Certificate certificate = {to.vx, to.vxx, to.p, to.hu, to.k, to.K, {}, false};
+  loop.taken[0] = loop.handed[0] = 0;
+  iterate_range(data, loop, arena_of(data, 0), 0, 1, &certificate);
+  call.facts[0] = loop.taken[0];
   to.told[0] = loop.reals[COST];
   const Int status = loop.counts[STATUS - REALS];
   if (status == RUNNING || status == NON_FINITE) return;
-  appraise_whole(data, call, to);
+  if (certificate.holds) complete_whole(data, call, to, certificate.promise);
+  else appraise_whole(data, call, to);
   call.facts[1] = 1;
 }
 
