@@ -69,17 +69,18 @@ def runge_kutta(x, u, t):
 
 MODELS["runge_kutta"] = lambda: small(runge_kutta)
 WAYS = {
-    name: getattr(second, f"by_{name}") for name in ("pushing", "tangents", "entries", "passages")
+    name: getattr(second, f"by_{name}")
+    for name in ("pushing", "tangents", "entries", "passages", "chain")
 }
 WITHOUT = {  # models without passages
-    (name, "passages") for name in ("pendulum", "sums", "curves")
+    (name, way) for name in ("pendulum", "sums", "curves") for way in ("passages", "chain")
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_table_and_v_give_the_contraction(name, way, monkeypatch):
-    monkeypatch.setattr("ocp.engines.native.second.table", WAYS[way])
+    monkeypatch.setattr("ocp.engines.native.second.table", lambda *given: WAYS[way](*given[:4]))
     problem = MODELS[name]()
     program = emit.model(problem)
     assert ("OCP_TABLE" in program.text) == ((name, way) not in WITHOUT)
@@ -91,29 +92,74 @@ def test_the_table_and_v_give_the_contraction(name, way, monkeypatch):
     given = {"x": x.numpy().T, "u": u.numpy().T, "v": v.numpy().T}
     given["c"] = Context(t.numpy(), program.shared(problem).numpy(), dat)
     n, d = problem.state_dims[0], problem.state_dims[0] + problem.control_dims[0]
-    first = way == "passages"
-    S, *F = run(program.text, "f_second", given, {"S": size} | ({"F": n * d} if first else {}))
-    if first:
+    sizes = {"S": size}
+    if way in ("passages", "chain"):
+        sizes["F"] = n * d
+    if way == "chain":
+        stored = int(re.search(r"#define OCP_ROWS (\d+)", program.text).group(1))
+        sizes["Y"] = stored * d
+    found = dict(zip(sizes, run(program.text, "f_second", given, sizes), strict=True))
+    if "F" in found:
         (expected,) = run(program.text, "f_jacobian", given, {"F": n * d})
-        np.testing.assert_allclose(F[0], expected, rtol=1e-12, atol=1e-12)
-    (H,) = run(program.text, "f_combined", {"S": S.T, "v": given["v"]}, {"H": d * d})
+        np.testing.assert_allclose(found["F"], expected, rtol=1e-12, atol=1e-12)
+    ready = {"S": found["S"].T, "v": given["v"]}
+    if way == "chain":
+        count = int(re.search(r"pairs = (\d+)", program.text).group(1))
+        (M,) = run(program.text, "f_combined", ready, {"M": count})
+        H = along_chain(program.text, found["Y"].reshape(3, stored, d), M)
+    else:
+        (H,) = run(program.text, "f_combined", ready, {"H": d * d})
     for k in range(3):
         f = eager.contracted_hessian(problem.f)
         expected = f(x[k], u[k], t[k], dict(problem.parameters), v[k]).reshape(-1)
         np.testing.assert_allclose(H[k], expected, rtol=1e-11, atol=1e-11)
 
 
+def along_chain(text, Y, M):
+    """Y' M Y, (3, d * d), by the structure that is written for chain.h, which it has to be."""
+    numbers = lambda line: [float(v) for v in re.findall(r"[-+\w.]+", line)]
+    block = re.search(r"Real fixed\[\d+\]\[wide\] = {\n(.*?)  };", text, re.S).group(1)
+    fixed = [numbers(line) for line in block.splitlines()]
+    Y = np.concatenate([Y, *(np.broadcast_to(row, (3, 1, len(row))) for row in fixed)], axis=1)
+    full = np.zeros((3, Y.shape[1], Y.shape[1]))
+    for i, terms in re.findall(r"along<(\d+)>\((.*)\);", text):
+        for j, k in re.findall(r"Term<(\d+), (\d+)>", terms):
+            full[:, int(i), int(j)] = M[:, int(k)]
+    np.testing.assert_array_equal(full, full.transpose(0, 2, 1))
+    masks = {
+        name: [int(v) for v in re.findall(r"(\d+)ull", line)]
+        for name, line in re.findall(r"(columns|reach)\[\] = {(.*)}", text)
+    }
+    places = [tuple(map(int, v.split(", "))) for v in re.findall(r"row<(.*)>\(\)", text)]
+    assert [c for c, *_ in places] == list(range(Y.shape[2]))
+    for c, *rows in places:
+        assert rows == [i for i in range(Y.shape[1]) if masks["columns"][i] >> c & 1]
+        assert not Y[:, [i for i in range(Y.shape[1]) if i not in rows], c].any()
+    bits = 1 << np.arange(Y.shape[2])
+    for mask, row in zip(masks["reach"], (full @ Y).transpose(1, 0, 2), strict=True):
+        assert not row[:, (mask & bits) == 0].any()
+    return (Y.transpose(0, 2, 1) @ full @ Y).reshape(3, -1)
+
+
 def test_the_way_with_the_least_to_do_is_taken():
     problem = REGISTRY["cartpole"].factory()
     recorder = Recorder(problem.x0.dtype, problem.horizon, 10**6, described, problem)
     g, f = recorder.graph, trace_problem(problem, recorder)["f"].tolist()
-    to_do = lambda s: operations(g, s.entries) / 4 + len(s.entries) + operations(g, s.combined)
-    assert to_do(second.table(g, f, 4, 1)) == min(to_do(way(g, f, 4, 1)) for way in WAYS.values())
-    assert not any(
-        g.data[i][0] == "v"
-        for i in g.reachable(second.table(g, f, 4, 1).entries)
-        if g.ops[i] == "leaf"
-    )
+    found = second.table(g, f, 4, 1, 500)
+    assert to_do(g, found) == min(to_do(g, way(g, f, 4, 1)) for way in WAYS.values())
+    assert not any(g.data[i][0] == "v" for i in g.reachable(found.ahead) if g.ops[i] == "leaf")
+
+
+def to_do(g, s):
+    """Operations of a stage, where f_z by itself has 500 and four columns are a pack."""
+    first = s.first or range(0)
+    ahead = operations(g, [*s.entries, *first, *(e for row in s.rows for e in row.values())])
+    ahead += 0 if s.first else 500
+    Y = np.array([[j in row for j in range(5)] for row in s.rows]).reshape(len(s.rows), 5)
+    packs = np.stack((Y[:, :4].any(1), Y[:, 4:].any(1)), axis=1).sum(1)
+    inner = sum(packs[b] + (packs[a] if a != b else 0) for a, b in s.pairs)
+    outer = Y[:, :4].sum() + 2 * Y[:, 4:].sum()
+    return ahead / 4 + len(s.entries) + operations(g, s.combined) + inner + outer
 
 
 def test_a_batch_has_no_table_and_a_single_problem_one_where_it_is_worth_it():

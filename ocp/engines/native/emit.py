@@ -29,6 +29,7 @@ from ocp.engines.native.graph import NETWORK, Graph, TooLarge, Weights
 from ocp.engines.native.net_text import Calls, Structs
 from ocp.engines.native.recorder import Recorder
 from ocp.engines.native.reroll import with_networks
+from ocp.engines.native.second_text import APART, second_text
 from ocp.engines.native.sources import Block, problem_numbers, shared_numbers
 from ocp.engines.native.surroundings import Surroundings
 from ocp.engines.native.trace import described, trace_numbers, trace_problem
@@ -49,7 +50,6 @@ FUNCTIONS = frozenset(
     ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "exp", "expm1", "log")
 ) | {"log1p", "erf", "atan2", "pow", "sigmoid", "asinh", "acosh", "atanh"}  # long where inlined
 CALLED = 100  # calls of them from which a function of the program does not inline any
-APART = 150  # nodes of a function that is compiled once for all its calls
 SPARING = 3_000  # nodes of a function from which registers decide on the order of statements
 MANY = 200  # zeros of an output that are written by a loop
 CREATED = 10  # times the limit: nodes that may be made on the way
@@ -145,27 +145,13 @@ def model(problem: Problem, limit: int = LIMIT, scalar: int | None = None) -> Pr
         raise Untraceable("problem", f"{error} on the way, {limit} are allowed", "") from error
     text = model_text(g, made, n, m, recorder.shared.places(), recorder.data.places())
     if problem.batch == 1 and scalar is None:
-        found = second.table(g, values["f"], n, m)
-        text += second_text(Writer(g, recorder.shared.places(), recorder.data.places()), found)
+        found = second.table(g, values["f"], n, m, nodes["f_jacobian"])
+        writer = Writer(g, recorder.shared.places(), recorder.data.places())
+        text += second_text(writer, found, n + m, SIGNATURES["f"])
     recorder.surroundings.settle()
     return Program(
         text, nodes, recorder.shared, recorder.data, g, made, recorder.surroundings, values
     )
-
-
-def second_text(writer: Writer, split: second.Split) -> str:
-    """``struct Second``, see the module second; nothing without entries."""
-    if not split.entries:
-        return ""
-    long = int(operations(writer.graph, split.combined) > APART)
-    text = f"#define OCP_TABLE {len(split.entries)}\n#define OCP_LONG {long}\n"
-    text += f"#define OCP_FIRST {int(bool(split.first))}\nstruct Second {{\n"
-    ahead = [Output("S", split.entries)]
-    if split.first:
-        ahead.append(Output("F", split.first))
-    text += writer.function("f_second", SIGNATURES["f"], ahead)
-    H = [Output("H", split.combined)]
-    return text + writer.function("f_combined", "const V* S, const V* v", H, False) + "};\n"
 
 
 def model_text(

@@ -90,7 +90,7 @@ template <class V> struct Group {
   V* bend;              // [d][d] v_x . f_zz of the stage in work
   TeamWork* team_work;  // for models whose work does not fit in fast memory
 #else
-  V* table;  // of a single problem: [T][OCP_TABLE]
+  Tabled* table;  // of a single problem: of W stages each
 #endif
   V residue;  // 0 while all derivatives are finite, else nan
   const Given* given;
@@ -116,7 +116,7 @@ template <class V> struct Group {
       team_work = arena.template take<TeamWork>(fits ? 0 : 1).first;
     }
 #else
-    table = arena.template take<V>(single ? T * OCP_TABLE : 0);
+    table = arena.template take<Tabled>(single && OCP_TABLE ? (T + OCP_LANES - 1) / OCP_LANES : 0);
 #endif
   }
 
@@ -141,7 +141,7 @@ template <class V> struct Group {
 #if OCP_GRID
       if (!given) residue = expand_over_time(*data, c, x, u, stages);
 #elif OCP_SINGLE
-      Real* tabled = OCP_TABLE && curved && !(given && given->table) ? table : nullptr;
+      Tabled* tabled = OCP_TABLE && curved && !(given && given->table) ? table : nullptr;
       if (!given || tabled) residue = expand_over_time(*data, x, u, given ? nullptr : stages, tabled);
 #endif
       team_sync();
@@ -200,11 +200,17 @@ template <class V> struct Group {
   // v . f_zz. A single problem fills all lanes with itself: as fast, and half the text to compile.
   OCP_METHOD void contract(Int t, const V* v, V* H) {
 #if OCP_SECOND_ORDER
-#if OCP_LONG
-    f_combined(table + t * OCP_TABLE, v, H);
+#if OCP_ROWS
+    Real rows[combined_size];
+    f_combined(table[t / OCP_LANES], int(t % OCP_LANES), v, rows);
+    for (int i = 0; i < d; ++i)
+      for (int j = 0; j < d; ++j) H[i * d + j] = rows[in_combined(i, j)];
+    return;
+#elif OCP_LONG
+    f_combined(table[t / OCP_LANES], int(t % OCP_LANES), v, H);
     return;
 #elif OCP_TABLE
-    Second::f_combined(table + t * OCP_TABLE, v, H);
+    Second::f_combined(in_lane(table[t / OCP_LANES], int(t % OCP_LANES)), v, H);
     return;
 #endif
     if constexpr (single && !OCP_GRID && !OCP_ALONG_Z) {

@@ -86,18 +86,23 @@ def taylor(g: Graph, outputs: Sequence[int], wrt: Sequence[int], by: Sequence[in
     return [known[y] for y in outputs]
 
 
+def origins(g: Graph, node: int, known: Collection[int]) -> set[int]:
+    """The node and what it is made of, back to what is known."""
+    cone = {node}
+    stack = [*g.args[node]]
+    while stack:
+        i = stack.pop()
+        if i not in cone:
+            cone.add(i)
+            stack.extend(() if i in known else g.args[i])
+    return cone
+
+
 def local_derivatives(
     g: Graph, node: int, known: Collection[int]
 ) -> tuple[list[int], list[int], list[list[int]]]:
     """What is known that the node is made of, its first and its second derivatives by that."""
-    cone: set[int] = {node}
-    stack = [node]
-    while stack:
-        i = stack.pop()
-        for a in () if i in known else g.args[i]:
-            if a not in cone:
-                cone.add(a)
-                stack.append(a)
+    cone = origins(g, node, known)
     local = Graph(g.dtype)
     new: dict[int, int] = {}
     for i in sorted(cone):

@@ -4,9 +4,6 @@
 
 namespace ocp {
 
-OCP_FN Wide row(const Real* from, int p) { return load<Wide>(from + p * W); }
-OCP_FN void put(const Wide& value, Real* to, int p) { store(value, to + p * W); }
-
 // Large ones have all of v_xx, (N, N); small ones the rows of `low`.
 constexpr bool large = blocked(d);
 constexpr int in_xx(int i, int j) { return large ? i * N + j : in_stage(i, j); }
@@ -278,6 +275,13 @@ OCP_FN void record_row_costate(const Pass<Real>& pass, Int t, const RowStage<Rea
 
 // l_zz + v . f_zz
 OCP_FN void bent(Group<Real>& g, Int t, const Real* v, const RowStage<Real>& s, Real* base) {
+#if OCP_ROWS
+  if (!(g.given && g.given->table)) {
+    f_combined(g.table[t / W], int(t % W), v, base);
+    for (int i = 0; i < low(d, 0); i += W) put(row(base + i, 0) + row(s.H + i, 0), base + i, 0);
+    return;
+  }
+#endif
   Real H[d * d + W];  // the last row has a whole pack, too
   g.curvature(t, v, H);
   OCP_UNROLL

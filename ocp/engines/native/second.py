@@ -9,7 +9,8 @@ least to do is taken. The table has
   where passages (`passages`) or their common subexpressions keep them from costing n times the
   contraction. By way of passages the first derivatives are made of the same numbers, and are
   computed with them;
-- or what the contraction, by edge pushing or by tangents of the gradient, is made of besides v.
+- or what the contraction, by edge pushing or by tangents of the gradient, is made of besides v;
+- or, by way of passages again, what a product of matrices in the sweep is made of (`chain`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ocp.engines.native.chain import Pair, Row, chain
 from ocp.engines.native.derive import Derivatives
 from ocp.engines.native.forms import MADE, flat, operations
 from ocp.engines.native.graph import Graph, TooLarge
@@ -27,37 +29,49 @@ from ocp.engines.native.solves import expand_solves
 STAGES = 4  # assumed to be computed side by side
 LONGEST = 5_000  # operations of a table: those of acrobot's 4 500 take a second or two to compile
 MOST = 4_000  # operations within the sweep
+WIDEST = 64  # columns of Y that a machine word has bits for
 
 
 class Split(NamedTuple):
     """Entries of the table as functions of x and u, and ``v . f_zz`` (d, d) as one of S and v;
-    perhaps f_z (n, d), to be computed with the table."""
+    perhaps f_z (n, d), to be computed with the table.
+
+    With ``rows``, Y of the module chain, ``combined`` are the entries of M at ``pairs``.
+    """
 
     entries: list[int]
     combined: list[int]
     first: list[int] = []  # noqa: RUF012
+    rows: list[Row] = []  # noqa: RUF012
+    pairs: list[Pair] = []  # noqa: RUF012
+
+    @property
+    def ahead(self) -> list[int]:
+        """All that does not depend on v."""
+        return [*self.entries, *self.first, *(entry for row in self.rows for entry in row.values())]
 
 
 Way = Callable[[Graph, list[int], int, int], Split]
 
 
-def table(g: Graph, f: list[int], n: int, m: int) -> Split:
+def table(g: Graph, f: list[int], n: int, m: int, jacobian: int) -> Split:
     """The split with the least to do.
 
     Args:
         g: the graph of the problem.
         f: the next state.
         n, m: sizes.
+        jacobian: operations of f_z by itself.
 
     Returns:
         Both empty where f is linear, has products with matrices, or all ways are too long.
     """
     if any(g.ops[i] in ("matvec", "net") for i in g.reachable(f)):
         return Split([], [])
-    splits = [made(way, g, f, n, m) for way in (by_pushing, by_tangents, by_passages)]
+    splits = [made(way, g, f, n, m) for way in (by_chain, by_pushing, by_tangents, by_passages)]
     if not splits[-1].entries:
         splits.append(made(by_entries, g, f, n, m))
-    able = [(least(g, s), s) for s in splits if s.entries and fits(g, s)]
+    able = [(least(g, s, jacobian), s) for s in splits if s.entries and fits(g, s)]
     return min(able, key=lambda pair: pair[0])[1] if able else Split([], [])
 
 
@@ -70,13 +84,22 @@ def made(way: Way, g: Graph, f: list[int], n: int, m: int) -> Split:
 
 
 def fits(g: Graph, split: Split) -> bool:
-    return operations(g, split.entries) <= LONGEST and operations(g, split.combined) <= MOST
+    return operations(g, split.ahead) <= LONGEST and operations(g, split.combined) <= MOST
 
 
-def least(g: Graph, split: Split) -> float:
+def least(g: Graph, split: Split, jacobian: int) -> float:
     """Operations for each stage."""
-    ahead, within = operations(g, split.entries), operations(g, split.combined)
-    return ahead / STAGES + len(split.entries) + within
+    ahead, within = operations(g, split.ahead), operations(g, split.combined)
+    if not split.first:
+        ahead += jacobian
+    return ahead / STAGES + len(split.entries) + within + row_operations(split)
+
+
+def row_operations(split: Split) -> int:
+    """Of Y' M Y, with packs of `STAGES` columns."""
+    packs = [{j // STAGES for j in row} for row in split.rows]
+    inner = sum(len(packs[b]) + (a != b) * len(packs[a]) for a, b in split.pairs)
+    return inner + sum(j // STAGES + 1 for row in split.rows for j in row)
 
 
 def variables(g: Graph, n: int, m: int) -> list[int]:
@@ -85,6 +108,16 @@ def variables(g: Graph, n: int, m: int) -> list[int]:
 
 def seeds(g: Graph, n: int) -> list[int]:
     return [g.leaf("v", k) for k in range(n)]
+
+
+def by_chain(g: Graph, f: list[int], n: int, m: int) -> Split:
+    if not can_push(g, f) or n + m > WIDEST:
+        return Split([], [])
+    found = chain(g, Derivatives(g, variables(g, n, m)), f, seeds(g, n))
+    if found is None:
+        return Split([], [])
+    split = divided(g, list(found.pairs.values()))
+    return split._replace(first=found.first, rows=found.rows, pairs=list(found.pairs))
 
 
 def by_pushing(g: Graph, f: list[int], n: int, m: int) -> Split:
