@@ -159,7 +159,8 @@ def to_do(g, s):
     packs = np.stack((Y[:, :4].any(1), Y[:, 4:].any(1)), axis=1).sum(1)
     inner = sum(packs[b] + (packs[a] if a != b else 0) for a, b in s.pairs)
     outer = Y[:, :4].sum() + 2 * Y[:, 4:].sum()
-    return ahead / 4 + len(s.entries) + operations(g, s.combined) + inner + outer
+    rows = 2 * (inner + outer) + 4 * packs.sum()
+    return ahead / 4 + len(s.entries) + operations(g, s.combined) + rows
 
 
 def test_a_batch_has_no_table_and_a_single_problem_one_where_it_is_worth_it():

@@ -18,12 +18,13 @@ template <class V>
 constexpr double epsilon = is_double<V> ? 2.220446049250313e-16 : 1.1920928955078125e-07;
 
 // Gradient at x, who is free, and the factor there. Where every free component of the gradient is
-// rounding, or H is not definite, the search is over: returns that.
+// rounding, or H is not definite, the search is over: returns that. `again`: the factor is there of
+// those that were free before.
 template <int m, class V>
-OCP_FN MaskOf<V> box_state(
-    const V* H, const V* g, const V* lo, const V* hi, BoxQP<m, V>& qp, V* slope) {
+OCP_FN MaskOf<V> box_state(const V* H, const V* g, const V* lo, const V* hi, bool again,
+                           BoxQP<m, V>& qp, V* slope) {
   V masked[tri_size(m)];
-  auto flat = always<V>();
+  auto flat = always<V>(), other = !flat;
   OCP_UNROLL
   for (int i = 0; i < m; ++i) {
     V size = abs_(g[i]);
@@ -35,9 +36,11 @@ OCP_FN MaskOf<V> box_state(
       size += abs_(term);
     }
     auto held = ((qp.x[i] <= lo[i]) & (slope[i] > V(0))) | ((qp.x[i] >= hi[i]) & (slope[i] < V(0)));
+    if (again) other = other | (held & qp.free[i]) | !(held | qp.free[i]);
     qp.free[i] = !held;
     flat = flat & ((abs_(slope[i]) <= V(16 * epsilon<V>)*size) | !qp.free[i]);
   }
+  if (again && !any(other)) return flat | !qp.factor.definite;
   OCP_UNROLL
   for (int i = 0; i < m; ++i) {
     OCP_UNROLL
@@ -96,6 +99,23 @@ OCP_FN void box_step(const V* H, const V* lo, const V* hi, const V* slope, const
   done = done | box_move<m>(H, lo, hi, slope, scaled, qp, stuck, cut);
 }
 
+// Where nothing is held and Newton's step ends inside the limits it ends at the solution: returns who
+// is done then.
+template <int m, class V>
+OCP_FN MaskOf<V> box_reach(
+    const V* lo, const V* hi, const V* step, BoxQP<m, V>& qp, MaskOf<V> done) {
+  V at[m];
+  auto inside = !done;
+  OCP_UNROLL
+  for (int i = 0; i < m; ++i) {
+    at[i] = qp.x[i] + step[i];
+    inside = inside & qp.free[i] & (at[i] > lo[i]) & (at[i] < hi[i]);
+  }
+  OCP_UNROLL
+  for (int i = 0; i < m; ++i) qp.x[i] = select(inside, at[i], qp.x[i]);
+  return done | inside;
+}
+
 template <int m, class V>
 OCP_FN BoxQP<m, V> box_qp(const V* H, const V* g, const V* lo, const V* hi) {
   BoxQP<m, V> qp;
@@ -103,10 +123,12 @@ OCP_FN BoxQP<m, V> box_qp(const V* H, const V* g, const V* lo, const V* hi) {
   for (int i = 0; i < m; ++i) qp.x[i] = min_(max_(V(0), lo[i]), hi[i]);
   for (int iteration = 0; iteration < 50; ++iteration) {
     V slope[m], step[m];
-    done = done | box_state<m>(H, g, lo, hi, qp, slope);
+    done = done | box_state<m>(H, g, lo, hi, iteration > 0, qp, slope);
     if (all(done)) break;
     for (int i = 0; i < m; ++i) step[i] = select(qp.free[i], slope[i], V(0));
     solve_negative<m>(qp.factor, step);
+    done = box_reach<m>(lo, hi, step, qp, done);
+    if (all(done)) break;
     box_step<m>(H, lo, hi, slope, step, qp, done);
   }
   qp.definite = qp.factor.definite & done;

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 from ocp.engines.native.derive import Derivatives
 from ocp.engines.native.duals import Coder, Tape, linearise
-from ocp.engines.native.graph import NETWORK, Graph, TooLarge
+from ocp.engines.native.graph import NETWORK, Graph, TooLarge, flat
+from ocp.engines.native.passages import arguments, divided, first_derivatives, passages
+from ocp.engines.native.pushing import can_push
 from ocp.engines.native.solves import expand_solves
 
 WIDTHS = (2, 4, 8, 16)  # numbers that machines compute at once
@@ -48,10 +50,6 @@ class Function:
     why: str
 
 
-def flat(rows: Iterable[Sequence[int]]) -> list[int]:
-    return [entry for row in rows for entry in row]
-
-
 def all_ids(pieces: Iterable[Output]) -> list[int]:
     return flat(piece.ids for piece in pieces)
 
@@ -87,6 +85,20 @@ def choose(g: Graph, plain: list[Output], matrix: Matrix | None, most: int) -> F
     return Function(outputs, matrix, tape, why)
 
 
+def jacobian(g: Graph, of: Derivatives, outputs: Sequence[int]) -> list[int]:
+    """d outputs / d wrt (rows, columns), flat: by way of passages if that is less to do."""
+    plain = flat(of.jacobian(outputs))
+    by = arguments(g, of, passages(g, of, outputs)) if can_push(g, outputs) else []
+    if not by:
+        return plain
+    try:
+        known = first_derivatives(g, of, divided(g, of, outputs, by))
+    except TooLarge:
+        return plain
+    chained = [known[y].get(j, g.zero) for y in outputs for j in range(len(of.wrt))]
+    return min(plain, chained, key=lambda entries: operations(g, entries))
+
+
 def scalar_code(
     g: Graph, plain: list[Output], matrix: Matrix, most: int
 ) -> tuple[list[Output] | None, str]:
@@ -94,8 +106,8 @@ def scalar_code(
     try:
         with g.at_most(MADE * most):
             of, rows = matrix.of, matrix.rows
-            entries = of.hessian(rows) if matrix.symmetric else of.jacobian(rows)
-            pieces = straight(g, [*plain, Output(matrix.name, flat(entries))])
+            entries = flat(of.hessian(rows)) if matrix.symmetric else jacobian(g, of, rows)
+            pieces = straight(g, [*plain, Output(matrix.name, entries)])
     except TooLarge:
         return None, f"more than {most}"
     count = operations(g, all_ids(pieces))

@@ -358,6 +358,10 @@ SPECIAL: Mapping[str, str] = {
 } | {"not": "not_", "and": "and_", "or": "or_"}
 
 
+def flat(rows: Iterable[Sequence[int]]) -> list[int]:
+    return [entry for row in rows for entry in row]
+
+
 def tri_size(size: int) -> int:
     """Entries of a lower triangle."""
     return size * (size + 1) // 2

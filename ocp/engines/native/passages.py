@@ -8,15 +8,16 @@ chain rule then makes those by z of them. Other ways differentiate every operati
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 from ocp.engines.native.derive import Derivatives
-from ocp.engines.native.forms import flat
 from ocp.engines.native.graph import Graph
 from ocp.engines.native.pushing import copied, pushed_hessian
 
 LINEAR = frozenset(("add", "sub", "neg", "total"))
+Row = dict[int, int]  # derivatives of a node by z that are not 0
 PARTS = 2  # at least so many does a passage have to make of an expression
 Key = TypeVar("Key")
 
@@ -76,14 +77,24 @@ def passages(g: Graph, of: Derivatives, outputs: Sequence[int]) -> list[int]:
     return []
 
 
-def taylor(g: Graph, outputs: Sequence[int], wrt: Sequence[int], by: Sequence[int]) -> list[Taylor]:
-    """Derivatives of the outputs by way of the nodes ``by``, which are in order."""
-    known = {leaf: Taylor({k: g.one}, {}) for k, leaf in enumerate(wrt)}
-    with g.zeros_vanish():
-        for node in sorted({*by, *outputs}):
-            if node not in known:
-                known[node] = chained(g, known, *local_derivatives(g, node, known))
-    return [known[y] for y in outputs]
+def arguments(g: Graph, of: Derivatives, nodes: Sequence[int]) -> list[int]:
+    """The nodes, instead of functions of one number that number, less those that depend on a single
+    one of the rest, in order."""
+    found = {argument(g, of, node) for node in nodes}
+    known = {*found, *of.wrt}
+    for node in sorted(found):
+        if len([i for i in origins(g, node, known) if i in known and i != node]) <= 1:
+            known.remove(node)
+    return sorted(known - set(of.wrt))
+
+
+def argument(g: Graph, of: Derivatives, node: int) -> int:
+    """What the node is a function of, if that is one other node and no leaf; else the node."""
+    while True:
+        on = {a for a in g.args[node] if of.depends(a)}
+        if len(on) != 1 or on & set(of.wrt):
+            return node
+        (node,) = on
 
 
 def origins(g: Graph, node: int, known: Collection[int]) -> set[int]:
@@ -98,28 +109,71 @@ def origins(g: Graph, node: int, known: Collection[int]) -> set[int]:
     return cone
 
 
-def local_derivatives(
-    g: Graph, node: int, known: Collection[int]
-) -> tuple[list[int], list[int], list[list[int]]]:
-    """What is known that the node is made of, its first and its second derivatives by that."""
-    cone = origins(g, node, known)
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A node as a function of others that are known: ``ends``, and the derivatives by them."""
+
+    node: int
+    ends: list[int]
+    slopes: list[int]
+    local: Graph  # with the function alone, where `of` differentiates its node `root`
+    of: Derivatives
+    root: int
+    back: dict[int, int]  # from there to the graph
+
+    def curved(self, g: Graph) -> list[list[int]]:
+        """The second derivatives."""
+        rows = pushed_hessian(self.of, [self.root], [self.local.one])
+        return [[copied(self.local, h, g, self.back) for h in row] for row in rows]
+
+
+def part(g: Graph, node: int, known: Collection[int]) -> Part:
     local = Graph(g.dtype)
     new: dict[int, int] = {}
-    for i in sorted(cone):
+    cone = sorted(origins(g, node, known))
+    for i in cone:
         if g.ops[i] == "number":
             new[i] = local.number(float(g.data[i]))
         elif i in known or not g.args[i]:
             new[i] = local.leaf("known", i)
         else:
             new[i] = local.node(g.ops[i], tuple(new[a] for a in g.args[i]), g.data[i])
-    ends = [i for i in sorted(cone) if i in known]
+    ends = [i for i in cone if i in known]
     of = Derivatives(local, [new[i] for i in ends])
-    slopes = of.gradient([new[node]], [local.one])
-    curved = pushed_hessian(of, [new[node]], [local.one])
     back = {there: here for here, there in new.items()}
-    for i in local.reachable([*slopes, *flat(curved)]):
-        copied(local, i, g, back)
-    return ends, [back[s] for s in slopes], [[back[h] for h in row] for row in curved]
+    slopes = of.gradient([new[node]], [local.one])
+    return Part(node, ends, [copied(local, s, g, back) for s in slopes], local, of, new[node], back)
+
+
+def divided(g: Graph, of: Derivatives, outputs: Sequence[int], by: Sequence[int]) -> list[Part]:
+    """The outputs and the nodes ``by``, which are in order, each by those before it and wrt."""
+    known = set(of.wrt)
+    parts = []
+    for node in sorted({*by, *outputs}):
+        if node not in known:
+            parts.append(part(g, node, known))
+            known.add(node)
+    return parts
+
+
+def first_derivatives(g: Graph, of: Derivatives, parts: Sequence[Part]) -> dict[int, Row]:
+    """By wrt, of the node of each part."""
+    known: dict[int, Row] = {leaf: {k: g.one} for k, leaf in enumerate(of.wrt)}
+    with g.zeros_vanish():
+        for p in parts:
+            known[p.node] = {}
+            for slope, end in zip(p.slopes, p.ends, strict=True):
+                add_to(g, known[p.node], slope, known[end])
+    return known
+
+
+def taylor(g: Graph, of: Derivatives, outputs: Sequence[int], by: Sequence[int]) -> list[Taylor]:
+    """Derivatives of the outputs by way of the nodes ``by``, which are in order."""
+    known = {leaf: Taylor({k: g.one}, {}) for k, leaf in enumerate(of.wrt)}
+    with g.zeros_vanish():
+        for p in divided(g, of, outputs, by):
+            known[p.node] = chained(g, known, p.ends, p.slopes, p.curved(g))
+    return [known[y] for y in outputs]
 
 
 def chained(

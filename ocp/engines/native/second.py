@@ -18,17 +18,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ocp.engines.native.chain import Pair, Row, chain
+from ocp.engines.native.chain import Pair, chain
 from ocp.engines.native.derive import Derivatives
-from ocp.engines.native.forms import MADE, flat, operations
-from ocp.engines.native.graph import Graph, TooLarge
-from ocp.engines.native.passages import passages, taylor
+from ocp.engines.native.forms import MADE, operations
+from ocp.engines.native.graph import Graph, TooLarge, flat
+from ocp.engines.native.passages import Row, arguments, passages, taylor
 from ocp.engines.native.pushing import can_push, pushed_hessian
 from ocp.engines.native.solves import expand_solves
 
 STAGES = 4  # assumed to be computed side by side
 LONGEST = 5_000  # operations of a table: those of acrobot's 4 500 take a second or two to compile
 MOST = 4_000  # operations within the sweep
+ROW = 2.0  # of an operation on rows, which reads them from memory, beside one on numbers at hand
+WRITTEN = 4.0  # of writing a pack of a row
 WIDEST = 64  # columns of Y that a machine word has bits for
 
 
@@ -95,11 +97,12 @@ def least(g: Graph, split: Split, jacobian: int) -> float:
     return ahead / STAGES + len(split.entries) + within + row_operations(split)
 
 
-def row_operations(split: Split) -> int:
-    """Of Y' M Y, with packs of `STAGES` columns."""
+def row_operations(split: Split) -> float:
+    """Of Y' M Y, with packs of `STAGES` columns; Y is written by rows."""
     packs = [{j // STAGES for j in row} for row in split.rows]
     inner = sum(len(packs[b]) + (a != b) * len(packs[a]) for a, b in split.pairs)
-    return inner + sum(j // STAGES + 1 for row in split.rows for j in row)
+    outer = sum(j // STAGES + 1 for row in split.rows for j in row)
+    return ROW * (inner + outer) + WRITTEN * sum(map(len, packs))
 
 
 def variables(g: Graph, n: int, m: int) -> list[int]:
@@ -161,11 +164,11 @@ def by_entries(g: Graph, f: list[int], n: int, m: int) -> Split:
 
 
 def by_passages(g: Graph, f: list[int], n: int, m: int) -> Split:
-    z = variables(g, n, m)
-    by = passages(g, Derivatives(g, z), f) if can_push(g, f) else []
+    of = Derivatives(g, variables(g, n, m))
+    by = arguments(g, of, passages(g, of, f)) if can_push(g, f) else []
     if not by:
         return Split([], [])
-    found, d = taylor(g, f, z, by), n + m
+    found, d = taylor(g, of, f, by), n + m
     at = lambda y, i, j: y.second.get((i, j) if j <= i else (j, i), g.zero)
     split = contraction(g, [[[at(y, i, j) for j in range(d)] for i in range(d)] for y in found])
     return split._replace(first=[y.first.get(j, g.zero) for y in found for j in range(d)])

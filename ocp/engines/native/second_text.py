@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ocp.engines.native.chain import Pair, Row
+from ocp.engines.native.chain import Pair
 from ocp.engines.native.forms import Output, operations
 from ocp.engines.native.graph import Graph
+from ocp.engines.native.passages import Row
 from ocp.engines.native.second import Split
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ocp.engines.native.derive import Derivatives
 from ocp.engines.native.emit import CREATED, LIMIT, SIGNATURES, Program, Writer
-from ocp.engines.native.forms import Function, Output, all_ids, flat, operations
-from ocp.engines.native.graph import Graph, TooLarge
+from ocp.engines.native.forms import Function, Output, all_ids, operations
+from ocp.engines.native.graph import Graph, TooLarge, flat
 from ocp.engines.native.kinds import Form, Kind, Slot, Table, form_of, rebuilt
 from ocp.engines.native.recorder import Recorder
 from ocp.engines.native.solves import expand_solves
