@@ -135,6 +135,13 @@ OCP_FN V pairs(V z, V square, double first, double second, More... more) {
 }
 template <class V, class... C> OCP_FN V polynomial(V z, C... c) { return pairs(z, z * z, c...); }
 
+// y, and exact(x) in the lanes of a mask.
+template <class V, class Exact> OCP_FN V redone(MaskOf<V> mask, V x, V y, Exact exact) {
+  for (int l = 0; l < Of<V>::lanes; ++l)
+    if (get(mask, l)) set(y, l, exact(get(x, l)));
+  return y;
+}
+
 // -- sin, cos -----------------------------------------------------------------------------------
 // x = quarter pi/2 + r with |r| <= pi/4, and the sine and cosine of r. Where a program needs both
 // sin(x) and cos(x), the compiler finds all of this common to them.
@@ -164,18 +171,24 @@ template <class V> OCP_FN Turn<V> turn(V x) {
   return {as_words(shifted), r + r * (z * s), rest + (((V(1) - rest) - half) + z * z * c)};
 }
 
+// Lanes that the reduction does not reach. Where x is not finite it gives nan, as it should, and at
+// once: the states of a step that is too long are that, stage after stage.
+template <class V> OCP_FN MaskOf<V> beyond(V x) {
+  typedef Constants<V> C;
+  return (abs_(x) > V(C::far)) & (abs_(x) <= V(C::largest));
+}
 template <class V> OCP_COLD V sin_far(V x, V y) {
-  return select(abs_(x) <= V(Constants<V>::far), y, sin_exact(x));
+  return redone(beyond(x), x, y, [](auto at) { return sin_exact(at); });
 }
 template <class V> OCP_COLD V cos_far(V x, V y) {
-  return select(abs_(x) <= V(Constants<V>::far), y, cos_exact(x));
+  return redone(beyond(x), x, y, [](auto at) { return cos_exact(at); });
 }
 
 template <class V> OCP_FN V sin(V x) {
   Turn<V> a = turn(x);
   V y = select(Bits<V>::nonzero(a.quarter & 1), a.cosine, a.sine);
   y = flipped(y, Bits<V>::real((a.quarter & 2) << Constants<V>::sign_at));
-  if (OCP_UNLIKELY(!all(abs_(x) <= V(Constants<V>::far)))) y = sin_far(x, y);
+  if (OCP_UNLIKELY(any(beyond(x)))) y = sin_far(x, y);
   return y;
 }
 
@@ -183,7 +196,7 @@ template <class V> OCP_FN V cos(V x) {
   Turn<V> a = turn(x);
   V y = select(Bits<V>::nonzero(a.quarter & 1), a.sine, a.cosine);
   y = flipped(y, Bits<V>::real(((a.quarter + 1) & 2) << Constants<V>::sign_at));
-  if (OCP_UNLIKELY(!all(abs_(x) <= V(Constants<V>::far)))) y = cos_far(x, y);
+  if (OCP_UNLIKELY(any(beyond(x)))) y = cos_far(x, y);
   return y;
 }
 
@@ -208,7 +221,8 @@ template <class V> OCP_FN V exp_near(V x) {  // |x| <= exp_far
 }
 
 template <class V> OCP_COLD V exp_far(V x, V y) {
-  return select(abs_(x) <= V(Constants<V>::exp_far), y, exp_exact(x));
+  const MaskOf<V> near = abs_(x) <= V(Constants<V>::exp_far);
+  return redone(!near, x, y, [](auto at) { return exp_exact(at); });
 }
 
 template <class V> OCP_FN V exp(V x) {
@@ -219,7 +233,8 @@ template <class V> OCP_FN V exp(V x) {
 
 template <class V> OCP_COLD V log_far(V x, V y) {
   typedef Constants<V> C;
-  return select((x >= V(C::smallest)) & (x <= V(C::largest)), y, log_exact(x));
+  const MaskOf<V> normal = (x >= V(C::smallest)) & (x <= V(C::largest));
+  return redone(!normal, x, y, [](auto at) { return log_exact(at); });
 }
 
 template <class V> OCP_FN V log(V x) {
