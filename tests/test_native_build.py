@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections import OrderedDict
 from ctypes import c_int64, c_void_p
 from importlib.util import find_spec
@@ -115,6 +116,19 @@ def test_processes_may_build_the_same_program_at_the_same_time(cache: Path) -> N
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [p.communicate(timeout=120)[0].strip() for p in running] == ["42"] * 2
     assert not list(cache.glob("build-*"))
+
+
+@needs_compiler
+def test_what_killed_builds_left_behind_goes_with_the_next_build(cache: Path) -> None:
+    cache.mkdir(mode=0o700)
+    for name, age in (("build-old", 3700), ("build-new", 3500), ("mine", 3700)):
+        (cache / name).mkdir()
+        (cache / name / "program.cpp").write_text("half")
+        when = time.time() - age
+        os.utime(cache / name, (when, when))
+    build.load(ANSWER)
+    left = {p.name for p in cache.iterdir() if p.is_dir()}
+    assert left == {"build-new", "mine"}
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="permissions of this system differ")

@@ -25,7 +25,7 @@ class Data(Structure):
 
 
 class SweepCall(Structure):
-    """Of ``ocp_sweep``; see abi.h for shapes."""
+    """Of ``ocp_sweep``; see pieces.h for shapes."""
 
     _fields_ = fields(
         "fz:p lz:p lzz:p phix:p phixx:p table:p xs:p us:p gaps:p damping:p full:p on_state:i "
@@ -41,13 +41,13 @@ class BeginCall(Structure):
 
 
 class FollowCall(Structure):
-    """Of ``ocp_follow``; see abi.h for shapes."""
+    """Of ``ocp_follow``; see pieces.h for shapes."""
 
     _fields_ = fields("xs:p us:p gaps:p k:p K:p step_sizes:p A:i trial_xs:p trial_us:p cost:p")
 
 
 class EnsembleSweep(Structure):
-    """Of ``ocp_ensemble_sweep``; see ensemble.h for shapes."""
+    """Of ``ocp_ensemble_sweep``; see ensemble_sweep.h for shapes."""
 
     _fields_ = fields(
         "xs:p us:p gaps:p table:p damping:p second_order:i on_state:i k:p K:p vx:p vxx:p promise:p "
@@ -56,7 +56,7 @@ class EnsembleSweep(Structure):
 
 
 class EnsembleFollow(Structure):
-    """Of ``ocp_ensemble_follow``; see ensemble.h for shapes."""
+    """Of ``ocp_ensemble_follow``; see ensemble_follow.h for shapes."""
 
     _fields_ = fields("xs:p us:p gaps:p k:p K:p step_sizes:p A:i trial_xs:p trial_us:p cost:p")
 

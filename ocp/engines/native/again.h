@@ -1,5 +1,5 @@
 // The same few iterations again, from the plan of the last time and another state: what a receding
-// horizon asks for, in one call. For the CPU; `FollowCall` is of abi.h.
+// horizon asks for, in one call. For the CPU; `FollowCall` is of pieces.h.
 #pragma once
 #include "loop.h"
 

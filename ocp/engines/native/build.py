@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import torch
 
-from ocp.engines.native import commands
+from ocp.engines.native import commands, workplaces
 
 HEADERS = Path(__file__).parent
 # What comes before the generated functions.
@@ -346,6 +346,7 @@ def compiled(text: str, using: Compiler, entry: Path) -> Path:
     Raises:
         BuildError: the compiler failed, or the cache cannot be written to.
     """
+    workplaces.clear_stale(entry.parent)
     with workplace(entry) as work:
         source, library = work / "program.cpp", work / "program.so"
         source.write_text(text)
@@ -365,7 +366,7 @@ def workplace(entry: Path) -> Iterator[Path]:
         BuildError: for an error of the operating system: no permission, no room, ...
     """
     try:
-        with tempfile.TemporaryDirectory(prefix="build-", dir=entry.parent) as work:
+        with tempfile.TemporaryDirectory(prefix=workplaces.PREFIX, dir=entry.parent) as work:
             yield Path(work)
     except OSError as error:
         raise BuildError(f"cache directory {entry.parent}: {error}. {HINT}") from error

@@ -13,7 +13,7 @@
 #include "block.h"
 #include "sweep.h"
 
-#if !defined(OCP_TABLE) || OCP_GRID
+#if !defined(OCP_TABLE) || OCP_GRID || !OCP_SINGLE
 #undef OCP_TABLE
 #undef OCP_LONG
 #undef OCP_FIRST

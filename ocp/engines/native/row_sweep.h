@@ -122,25 +122,13 @@ OCP_FN void row_regularise(const RowStage<Real>& s, const RowQuadratic& model, R
 // k (m) and K (m, N), which comes in as Q_ux: see `gains`.
 OCP_FN bool row_gains(
     const Real* uu, const Real* qu, const Real* lo, const Real* hi, Real* k, Real* K) {
-  Factor<m, Real> f;
-  bool definite;
-  if constexpr (bounded) {
-    const BoxQP<m, Real> qp = box_qp<m>(uu, qu, lo, hi);
-    OCP_UNROLL
-    for (int a = 0; a < m; ++a) {
-      k[a] = qp.x[a];
-      for (int p = 0; !qp.free[a] && p < packs(n); ++p) put(Wide(0), K + a * N, p);
-    }
-    f = qp.factor;
-    definite = qp.definite;
-  } else {
-    f = factor<m>(uu);
-    definite = f.definite;
-    OCP_UNROLL
-    for (int a = 0; a < m; ++a) k[a] = qu[a];
-    solve_negative<m>(f, k);
+  const BoxQP<m, Real> step = control_step(uu, qu, lo, hi);
+  OCP_UNROLL
+  for (int a = 0; a < m; ++a) {
+    k[a] = step.x[a];
+    for (int p = 0; bounded && !step.free[a] && p < packs(n); ++p) put(Wide(0), K + a * N, p);
   }
-  if (!definite) {
+  if (!step.definite) {
     for (int a = 0; a < m; ++a) k[a] = 0;
     for (int i = 0; i < m * N; ++i) K[i] = 0;
   } else if constexpr (m <= 4) {
@@ -149,14 +137,14 @@ OCP_FN bool row_gains(
       Wide column[m];
       OCP_UNROLL
       for (int a = 0; a < m; ++a) column[a] = row(K + a * N, p);
-      solve_negative<m>(f, column);
+      solve_negative<m>(step.factor, column);
       OCP_UNROLL
       for (int a = 0; a < m; ++a) put(column[a], K + a * N, p);
     }
   } else {
-    solve_columns<m, N>(f, K);
+    solve_columns<m, N>(step.factor, K);
   }
-  return definite;
+  return step.definite;
 }
 
 // -- the value of the policy --------------------------------------------------------------------

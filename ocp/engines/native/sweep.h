@@ -176,37 +176,39 @@ OCP_FN void regularise(
     }
 }
 
+// The step of the controls, and the factor of Q_uu on those that are free.
+template <class V>
+OCP_FN BoxQP<m, V> control_step(const V* uu, const V* qu, const V* lo, const V* hi) {
+  if constexpr (bounded) return box_qp<m>(uu, qu, lo, hi);
+  BoxQP<m, V> qp;
+  qp.factor = factor<m>(uu);
+  qp.definite = qp.factor.definite;
+  OCP_UNROLL
+  for (int a = 0; a < m; ++a) qp.x[a] = qu[a], qp.free[a] = always<V>();
+  solve_negative<m>(qp.factor, qp.x);
+  return qp;
+}
+
 // k (m) and K (m, n), 0 where Q_uu is not positive definite on the free controls: returns where it
 // is. K comes in as Q_ux.
 template <class V>
 OCP_FN MaskOf<V> gains(const V* uu, const V* qu, const V* lo, const V* hi, V* k, V* K) {
-  Factor<m, V> f;
-  MaskOf<V> definite;
+  const BoxQP<m, V> step = control_step(uu, qu, lo, hi);
   if constexpr (bounded) {
-    BoxQP<m, V> qp = box_qp<m>(uu, qu, lo, hi);
     OCP_UNROLL
     for (int a = 0; a < m; ++a) {
-      k[a] = qp.x[a];
       OCP_UNROLL
-      for (int j = 0; j < n; ++j) K[a * n + j] = select(qp.free[a], K[a * n + j], V(0));
+      for (int j = 0; j < n; ++j) K[a * n + j] = select(step.free[a], K[a * n + j], V(0));
     }
-    f = qp.factor;
-    definite = qp.definite;
-  } else {
-    f = factor<m>(uu);
-    definite = f.definite;
-    OCP_UNROLL
-    for (int a = 0; a < m; ++a) k[a] = qu[a];
-    solve_negative<m>(f, k);
   }
-  solve_columns<m, n>(f, K);
+  solve_columns<m, n>(step.factor, K);
   OCP_UNROLL
   for (int a = 0; a < m; ++a) {
-    k[a] = select(definite, k[a], V(0));
+    k[a] = select(step.definite, step.x[a], V(0));
     OCP_UNROLL
-    for (int j = 0; j < n; ++j) K[a * n + j] = select(definite, K[a * n + j], V(0));
+    for (int j = 0; j < n; ++j) K[a * n + j] = select(step.definite, K[a * n + j], V(0));
   }
-  return definite;
+  return step.definite;
 }
 
 // Largest |u - clip(u - Q_u, lo, hi)|.

@@ -84,17 +84,10 @@ OCP_FN void team_regularise(const Pass<Real>& pass, Int t, const FullStage& s, T
 // k and K, as `gains`: the m x m problem by one thread, the columns of K by all.
 OCP_FN void team_gains(TeamWork& w) {
   if (team_rank() == 0) {
-    if constexpr (bounded) {
-      const BoxQP<m, Real> qp = box_qp<m>(w.uu, w.q + n, w.lo, w.hi);
-      for (int a = 0; a < m; ++a) w.k[a] = qp.x[a], w.free[a] = qp.free[a];
-      w.factor = qp.factor;
-      w.definite = qp.definite;
-    } else {
-      w.factor = factor<m>(w.uu);
-      w.definite = w.factor.definite;
-      for (int a = 0; a < m; ++a) w.k[a] = w.q[n + a], w.free[a] = true;
-      solve_negative<m>(w.factor, w.k);
-    }
+    const BoxQP<m, Real> step = control_step(w.uu, w.q + n, w.lo, w.hi);
+    for (int a = 0; a < m; ++a) w.k[a] = step.x[a], w.free[a] = step.free[a];
+    w.factor = step.factor;
+    w.definite = step.definite;
     for (int a = 0; a < m; ++a) w.k[a] = w.definite ? w.k[a] : Real(0);
   }
   team_sync();
