@@ -8,7 +8,9 @@ from native_cases import F64, needs_compiler
 from native_text import small
 from references import close
 
+import ocp
 from ocp.engines.eager import Eager
+from ocp.engines.native import emit
 from ocp.engines.native.engine import make_native
 
 pytestmark = needs_compiler
@@ -44,6 +46,36 @@ def test_a_sweep_does_not_depend_on_packs(n: int, m: int, bounds: bool) -> None:
     same(here.sweep, there.sweep)
     for name in ("costates", "hus"):
         close(getattr(here, name), getattr(there, name), 1e-10)
+
+
+WEIGHTS = torch.tensor([[1.0, 0.3], [0.2, 2.0], [0.7, 0.1], [1.5, 0.4], [0.9, 0.8]], dtype=F64)
+COSTS = {  # l, and whether its second derivatives are the same at all stages
+    "numbers": (lambda x, u, t: x[0] ** 2 + 0.3 * x[0] * u[0] + u[0] ** 2, True),
+    "a tensor": (lambda x, u, t: WEIGHTS[0] @ x**2 + u[0] ** 2 + t * x[1], True),
+    "weights by stage": (lambda x, u, t: WEIGHTS[t] @ x**2 + u[0] ** 2, False),
+    "the stage": (lambda x, u, t: (1 + t) * x[0] ** 2 + u[0] ** 2, False),
+    "the state": (lambda x, u, t: x[0] ** 4 + x[1] ** 2 + u[0] ** 2, False),
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_second_derivatives_of_the_cost_that_never_change_are_kept_once(
+    name: str,
+) -> None:
+    stage, once = COSTS[name]
+    turn = lambda x, u, t: x + 0.1 * torch.stack((torch.sin(x[1]) + u[0], x[0] * u[0] - x[1]))
+    cost = ocp.FunctionCost(stage, lambda x: x @ x)
+    problem = ocp.Problem(turn, cost, torch.tensor([0.4, -0.3], dtype=F64), 5, 1)
+    assert (emit.model(problem).text.count("OCP_SAME_HESSIAN 1") == 1) == once
+    native, eager = make_native(problem), Eager(problem)
+    us = 0.3 * torch.randn(5, 1, 1, generator=torch.Generator().manual_seed(3), dtype=F64)
+    xs = eager.rollout(us)
+    same(native.appraise(xs, us).sweep, eager.appraise(xs, us).sweep)
+    given = eager.expand(xs, us)  # given ones are of each stage
+    given = given._replace(lzz=given.lzz * torch.arange(1, 6, dtype=F64)[:, None, None, None])
+    damping = torch.full((1,), 0.3, dtype=F64)
+    arguments = given, us, None, damping, None, False
+    same(native.sweep(*arguments), eager.sweep(*arguments))
 
 
 def same(actual, expected) -> None:

@@ -15,7 +15,8 @@ template <class V> OCP_FN Promise<V> appraise(Pass<V>& pass, Group<V>& g, V& ind
     StageOf<V> own;
     for (Int t = team_rank(); t < g.data->T; t += team_size()) {
       const StageOf<V>& s = g.stage(t, own);
-      for (const V& entry : s.H) size = max_(size, abs_(entry));
+      const V* H = g.hessian(t, s);
+      for (int i = 0; i < hessian_size; ++i) size = max_(size, abs_(H[i]));
     }
     size = team_max(size);
     const V rounding = V(sizeof(Real) == 8 ? 1.4901161193847656e-08 : 3.4526698300124393e-04);

@@ -46,11 +46,12 @@ template <class V> OCP_FN V curvature_along(Group<V>& g, Past<V>& past, const V*
   for (int i = 0; i < n; ++i) dz[i] = V(0);
   for (Int t = 0; t < g.data->T; ++t) {
     const StageOf<V>& s = stage_of(g, t, own);
+    const V* H = g.hessian(t, s);
     V after[n];
     for (int a = 0; a < m; ++a) dz[n + a] = -open[t * m + a];
     for (int i = 0; i < d; ++i) {
       V row = V(0);
-      for (int j = 0; j < d; ++j) row += s.H[in_stage(i, j)] * dz[j];
+      for (int j = 0; j < d; ++j) row += H[in_stage(i, j)] * dz[j];
       sum += dz[i] * row;
     }
     for (int i = 0; i < n; ++i) after[i] = dot<d>(s.F + i * stage_row, dz);

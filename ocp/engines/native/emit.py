@@ -169,7 +169,16 @@ def model_text(
     second = made["f_contracted"]
     dual = int(second.tape is not None or has_networks(g, second))  # SIMD within one sample
     settings = f"#define OCP_DUAL {dual}\n#define OCP_INNER {int(has_networks(g, made['f']))}\n"
+    settings += f"#define OCP_SAME_HESSIAN {int(same_at_all_stages(g, made['l_expansion']))}\n"
     return settings + writer.structs.text(writer) + text + "};\n"
+
+
+def same_at_all_stages(g: Graph, expansion: Function) -> bool:
+    """Whether l_zz, the last output, depends on no state, control or stage: on numbers alone."""
+    if expansion.tape is not None:
+        return False
+    leaves = [g.data[i] for i in g.reachable(expansion.outputs[-1].ids) if g.ops[i] == "leaf"]
+    return all(name[0] in ("par", "dat") and not name[-1] for name in leaves)  # the last: of stages
 
 
 def has_networks(g: Graph, function: Function) -> bool:

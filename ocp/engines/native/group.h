@@ -48,6 +48,7 @@ constexpr int in_stage(int i, int j) { return i < j ? low(j, i) : low(i, j); }
 template <class V> using StageOf = Stage<V>;
 constexpr int stage_row = d;  // from one row of F to the next
 constexpr int in_stage(int i, int j) { return sym(i, j); }  // of H
+constexpr int hessian_size = tri_size(d);
 #endif
 
 // Trajectories of a single problem for `count` step sizes, and their costs and residues.
@@ -91,6 +92,7 @@ template <class V> struct Group {
   TeamWork* team_work;  // for models whose work does not fit in fast memory
 #else
   Tabled* table;  // of a single problem: of W stages each
+  V* hessians;    // and l_zz, stage by stage or once
 #endif
   V residue;  // 0 while all derivatives are finite, else nan
   const Given* given;
@@ -117,6 +119,7 @@ template <class V> struct Group {
     }
 #else
     table = arena.template take<Tabled>(single && OCP_TABLE ? (T + OCP_LANES - 1) / OCP_LANES : 0);
+    hessians = arena.template take<V>(single ? T * hessian_size : 0);
 #endif
   }
 
@@ -142,7 +145,8 @@ template <class V> struct Group {
       if (!given) residue = expand_over_time(*data, c, x, u, stages);
 #elif OCP_SINGLE
       Tabled* tabled = OCP_TABLE && curved && !(given && given->table) ? table : nullptr;
-      if (!given || tabled) residue = expand_over_time(*data, x, u, given ? nullptr : stages, tabled);
+      if (!given || tabled) residue = expand_over_time(
+            *data, x, u, given ? nullptr : stages, hessians, tabled);
 #endif
       team_sync();
     }
@@ -165,6 +169,14 @@ template <class V> struct Group {
     }
     add_residue(residue, at_x, n);
     add_residue(residue, at_xx, n * n);
+  }
+  // l_zz of a stage, with entries as `in_stage` says.
+  OCP_METHOD const V* hessian(Int t, const StageOf<V>& s) const {
+#if OCP_SINGLE && !OCP_GRID
+    return hessians + (same_hessian && !given ? 0 : t * hessian_size);
+#else
+    return s.H;
+#endif
   }
   OCP_METHOD const StageOf<V>& stage(Int t, StageOf<V>& own) {
     if constexpr (single) {
@@ -232,10 +244,11 @@ template <class V> struct Group {
 #endif
   }
   template <class S> OCP_METHOD void read_stage(Int t, S& s) {
+    V* bends = (V*)hessian(t, s);
     gather(given->lz + t * data->B * d, d, rows, s.g);
-    if constexpr (sizeof s.H == d * d * sizeof(V)) {
+    if constexpr (hessian_size == d * d) {
       gather(given->fz + t * data->B * n * d, n * d, rows, s.F);
-      gather(given->lzz + t * data->B * d * d, d * d, rows, s.H);
+      gather(given->lzz + t * data->B * d * d, d * d, rows, bends);
     } else {
       V H[d * d], F[n * d];
       gather(given->fz + t * data->B * n * d, n * d, rows, F);
@@ -243,7 +256,7 @@ template <class V> struct Group {
         for (int j = 0; j < d; ++j) s.F[i * stage_row + j] = F[i * d + j];
       gather(given->lzz + t * data->B * d * d, d * d, rows, H);
       for (int i = 0; i < d; ++i)
-        for (int j = 0; j <= i; ++j) s.H[in_stage(i, j)] = H[i * d + j];
+        for (int j = 0; j <= i; ++j) bends[in_stage(i, j)] = H[i * d + j];
     }
   }
 };

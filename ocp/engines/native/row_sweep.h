@@ -262,11 +262,11 @@ OCP_FN void record_row_costate(const Pass<Real>& pass, Int t, const RowStage<Rea
 }
 
 // l_zz + v . f_zz
-OCP_FN void bent(Group<Real>& g, Int t, const Real* v, const RowStage<Real>& s, Real* base) {
+OCP_FN void bent(Group<Real>& g, Int t, const Real* v, const Real* lzz, Real* base) {
 #if OCP_ROWS
   if (!(g.given && g.given->table)) {
     f_combined(g.table[t / W], int(t % W), v, base);
-    for (int i = 0; i < low(d, 0); i += W) put(row(base + i, 0) + row(s.H + i, 0), base + i, 0);
+    for (int i = 0; i < low(d, 0); i += W) put(row(base + i, 0) + row(lzz + i, 0), base + i, 0);
     return;
   }
 #endif
@@ -283,7 +283,7 @@ OCP_FN void bent(Group<Real>& g, Int t, const Real* v, const RowStage<Real>& s, 
         OCP_UNROLL
         for (int l = 0; l < W; ++l) set(bend, l, p * W + l <= i ? H[i * d + p * W + l] : Real(0));
       }
-      put(row(s.H + low(i, 0), p) + bend, base + low(i, 0), p);
+      put(row(lzz + low(i, 0), p) + bend, base + low(i, 0), p);
     }
   }
 }
@@ -301,9 +301,10 @@ OCP_FN Promise<Real> sweep(const Pass<Real>& pass, Group<Real>& g) {
     Real k[m], uu[tri_size(m)], lo[m], hi[m];
     const RowStage<Real>& s = g.stages[t];
     if (pass.gaps) row_gap(pass.gaps + t * n, v, promise);
-    if (pass.full) bent(g, t, v.x, s, base);
+    const Real* lzz = g.hessian(t, s);
+    if (pass.full) bent(g, t, v.x, lzz, base);
     if (pass.p) record_row_costate(pass, t, s);
-    row_quadratic(s, pass.full ? base : s.H, v, model);
+    row_quadratic(s, pass.full ? base : lzz, v, model);
     row_regularise(s, model, pass.damping, pass.on_state, uu, K);
     if constexpr (bounded)
       for (int a = 0; a < m; ++a) {

@@ -15,8 +15,10 @@ struct FullStage {
 };
 #if OCP_SINGLE
 template <class V> using StageOf = FullStage;
+constexpr int hessian_size = d * d;
 #else
 template <class V> using StageOf = Stage<V>;
+constexpr int hessian_size = tri_size(d);
 #endif
 constexpr int stage_row = d;  // from one row of F to the next
 constexpr int in_stage(int i, int j) { return sym(i, j); }  // of H
