@@ -30,10 +30,8 @@ struct Products {
 
   template <int i, int... j, int... k> OCP_METHOD void along(Term<j, k>...) {
     Wide sum[packs(d)];
-    OCP_UNROLL
     for (int p = 0; p < packs(d); ++p) sum[p] = Wide(0);
     (add_columns<Second::columns[j], packs(d)>(M[k], (const Wide*)chain_row<j>(Y), sum), ...);
-    OCP_UNROLL
     for (int p = 0; p < packs(d); ++p) MY[i][p] = sum[p];
   }
 
@@ -41,7 +39,6 @@ struct Products {
   template <int column, int... i> OCP_METHOD void row() {
     constexpr int count = column / W + 1;
     Wide sum[count];
-    OCP_UNROLL
     for (int p = 0; p < count; ++p) sum[p] = Wide(0);
     (add_columns<Second::reach[i], count>(chain_row<i>(Y)[column], MY[i], sum), ...);
     OCP_UNROLL

@@ -15,6 +15,7 @@ least to do is taken. The table has
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -70,9 +71,9 @@ def table(g: Graph, f: list[int], n: int, m: int, jacobian: int) -> Split:
     """
     if any(g.ops[i] in ("matvec", "net") for i in g.reachable(f)):
         return Split([], [])
-    splits = [made(way, g, f, n, m) for way in (by_chain, by_pushing, by_tangents, by_passages)]
+    splits = [made(way, g, f, n, m) for way in (by_chain, by_pushing, by_passages)]
     if not splits[-1].entries:
-        splits.append(made(by_entries, g, f, n, m))
+        splits += [made(way, g, f, n, m) for way in (by_tangents, by_entries)]
     able = [(least(g, s, jacobian), s) for s in splits if s.entries and fits(g, s)]
     return min(able, key=lambda pair: pair[0])[1] if able else Split([], [])
 
@@ -117,10 +118,16 @@ def by_chain(g: Graph, f: list[int], n: int, m: int) -> Split:
     if not can_push(g, f) or n + m > WIDEST:
         return Split([], [])
     found = chain(g, Derivatives(g, variables(g, n, m)), f, seeds(g, n))
-    if found is None:
+    if found is None or all(is_fixed(g, row) for row in found.rows):
         return Split([], [])
     split = divided(g, list(found.pairs.values()))
     return split._replace(first=found.first, rows=found.rows, pairs=list(found.pairs))
+
+
+def is_fixed(g: Graph, row: Row) -> bool:
+    """Whether a row of Y is the same at all stages: numbers of the text."""
+    values = [g.constant(i) for i in row.values()]
+    return all(v is not None and math.isfinite(v) for v in values)
 
 
 def by_pushing(g: Graph, f: list[int], n: int, m: int) -> Split:

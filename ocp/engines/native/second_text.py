@@ -9,7 +9,7 @@ from ocp.engines.native.chain import Pair
 from ocp.engines.native.forms import Output, operations
 from ocp.engines.native.graph import Graph
 from ocp.engines.native.passages import Row
-from ocp.engines.native.second import Split
+from ocp.engines.native.second import Split, is_fixed
 
 if TYPE_CHECKING:
     from ocp.engines.native.emit import Writer
@@ -50,7 +50,7 @@ def second_text(writer: Writer, split: Split, d: int, signature: str) -> str:
 
 def stored_first(g: Graph, rows: Sequence[Row]) -> tuple[list[int], int]:
     """An order of rows that ends with those that never change, and how many there are before."""
-    fixed = [all(g.constant(i) is not None for i in row.values()) for row in rows]
+    fixed = [is_fixed(g, row) for row in rows]
     return sorted(range(len(rows)), key=fixed.__getitem__), len(rows) - sum(fixed)
 
 
