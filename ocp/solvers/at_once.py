@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ocp import engines
-from ocp.engines.base import ROWS, Answer, Whole
+from ocp.engines.base import ROWS, Answer, Steps, Whole
 from ocp.problem import Problem
 from ocp.report import sentence
 from ocp.solution import Policy, Solution, Status, Value
 from ocp.solvers.certificate import flat_bound, judged
+from ocp.solvers.decide import Limits
 from ocp.solvers.dynamic_programming import ILQR
 from ocp.solvers.loop import Solver, State
 from ocp.solvers.run import LONG, first_chunk
@@ -28,11 +29,11 @@ class History(Mapping[str, Tensor]):
     """The history of steps that were made in a few calls; columns are made when asked for.
 
     Attributes:
-        rows: (steps, len(ROWS)).
+        block: begins with (steps, len(ROWS)) numbers, end to end.
         spans: steps, when they began and ended, of each call. Its time is divided evenly.
     """
 
-    rows: Tensor
+    block: Tensor
     spans: tuple[tuple[int, float, float], ...]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -44,13 +45,22 @@ class History(Mapping[str, Tensor]):
         return column != 0 if name in TRUTHS else column
 
     def __iter__(self) -> Iterator[str]:
-        return iter((*ROWS, "seconds") if len(self.rows) > 0 else ("seconds",))
+        return iter((*ROWS, "seconds") if self.steps > 0 else ("seconds",))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def __repr__(self) -> str:
         return repr(dict(self))
+
+    @property
+    def steps(self) -> int:
+        return sum(steps for steps, _, _ in self.spans)
+
+    @property
+    def rows(self) -> Tensor:
+        """(steps, len(ROWS))."""
+        return self.block[: self.steps * len(ROWS)].view(-1, len(ROWS))
 
     @property
     def seconds(self) -> tuple[float, ...]:
@@ -62,7 +72,8 @@ class History(Mapping[str, Tensor]):
         )
 
     def then(self, later: History) -> History:
-        return History(torch.cat((self.rows, later.rows)), self.spans + later.spans)
+        rows = torch.cat((self.rows, later.rows))
+        return History(rows.view(-1), self.spans + later.spans)
 
 
 @dataclass
@@ -71,6 +82,7 @@ class AtOnce:
 
     solver: Solver
     problem: Problem
+    limits: Limits
     solve: Whole
     answer: Answer
     history: History
@@ -79,6 +91,11 @@ class AtOnce:
     @property
     def finished(self) -> bool:
         return self.answer.finished
+
+    @property
+    def closed(self) -> bool:
+        """Whether the trajectory has no gaps."""
+        return self.answer.reals["gap"] <= self.limits.gap_tolerance
 
     @property
     def goes_on(self) -> bool:
@@ -115,9 +132,9 @@ class AtOnce:
         least = usual_chunk(self.solve, self.problem)
         most = max(2 * self.asked, least) if end - begin < LONG else max(1, self.asked // 2)
         start = time.perf_counter()
-        answer = self.solve.further(self.answer, most)
+        answer = self.solve.further(self.answer, Steps(most))
         history = timed(answer, begun, start)
-        made = AtOnce(self.solver, self.problem, self.solve, answer, history, most)
+        made = AtOnce(self.solver, self.problem, self.limits, self.solve, answer, history, most)
         made.learn()
         return made.after(self.history)
 
@@ -136,7 +153,7 @@ class AtOnce:
             gaps=a.gaps[:, None] if open_gaps and a.gaps is not None else None,
             costates=None,
             rows=(block,) if block else (),
-            feedback=(a.K if a.feedback is None else a.feedback)[:, None],
+            feedback=(a.certificate().K if a.feedback is None else a.feedback)[:, None],
             **reals,
             **counts,
         )
@@ -145,21 +162,21 @@ class AtOnce:
         """What `Solver.result` says of a finished state; ``seconds`` for the whole solve."""
         a, problem = self.answer, self.problem
         told = a.told.tolist()
-        tolerance = self.solver.rules.tolerances(a.told.dtype)[0]
-        code = judged(a.counts["status"], a.indefinite, told[1], tolerance)
+        code = judged(a.counts["status"], a.indefinite, told[1], self.limits.tolerance)
         facts = told[1], told[3], a.indefinite, a.failed, told[0], a.reals["damping"]
-        cost, residual, hamiltonian, gap, _, _ = a.told.unbind()
-        iterations, rollouts, sweeps = torch.tensor(self.spent).unbind()
+        cost, residual, hamiltonian, gap = a.told.unbind()
+        iterations, rollouts, sweeps = a.tally.unbind()
         bounds: dict[str, Any] = {}
         if problem.lower is not None and problem.upper is not None:
             bounds = {"lower": flat_bound(problem.lower), "upper": flat_bound(problem.upper)}
+        costates, vx, vxx, k, K, xs, us = a.certificate()
         return Solution(
             states=a.xs,
             controls=a.us,
-            costates=a.costates,
+            costates=costates,
             cost=cost,
-            policy=Policy(states=a.xs.clone(), controls=a.us.clone(), k=a.k, K=a.K, **bounds),
-            value=Value(a.vx, a.vxx),
+            policy=Policy(states=xs, controls=us, k=k, K=K, **bounds),
+            value=Value(vx, vxx),
             status=code,
             message=sentence(code, *facts, a.counts["iterations"]),
             residual=residual,
@@ -188,7 +205,8 @@ def usual_chunk(solve: Whole, problem: Problem) -> int:
 
 def timed(answer: Answer, begun: float, start: float) -> History:
     """The history of a call that is just over."""
-    return History(answer.rows, ((len(answer.rows), begun, begun + time.perf_counter() - start),))
+    span = answer.steps, begun, begun + time.perf_counter() - start
+    return History(answer.block, (span,))
 
 
 def at_once(
@@ -196,13 +214,14 @@ def at_once(
     problem: Problem,
     controls: Any,
     states: Any,
-    most: int | None = None,
+    steps: Steps | None = None,
     spent: Sequence[int] = (0, 0, 0),
     begun: float = 0.0,
 ) -> AtOnce | None:
-    """Up to ``most`` iterations in one call; None where they are made one by one.
+    """Iterations in one call; None where they are made one by one.
 
     Args:
+        steps: how many; None for what is usual.
         spent: iterations, roll-outs and sweeps made before.
         begun: seconds since the solve began.
 
@@ -219,16 +238,15 @@ def at_once(
     if solve is None:
         return None
     T, n, m = problem.horizon, problem.state_dims[0], problem.control_dims[0]
-    us = problem.x0.new_zeros(T, m) if controls is None else controls
-    for given, shape in ((us, (T, m)), (states, (T + 1, n))):
+    for given, shape in ((controls, (T, m)), (states, (T + 1, n))):
         if given is not None and not usable(given, shape, problem.x0):
             return None
-    asked, start = most or usual_chunk(solve, problem), time.perf_counter()
-    answer = solve(us, states, asked, spent)
+    asked, start = steps or Steps(usual_chunk(solve, problem)), time.perf_counter()
+    answer = solve(controls, states, asked, spent)
     if answer.counts["status"] == Status.NON_FINITE:
         return None
     history = timed(answer, begun + start - before, start)  # compiling is none of its time
-    made = AtOnce(solver, problem, solve, answer, history, asked)
+    made = AtOnce(solver, problem, recipe.limits, solve, answer, history, asked.most)
     made.learn()
     return made
 

@@ -7,7 +7,6 @@ that may have changed into arrays that stay, and to wrap what comes back.
 from __future__ import annotations
 
 import ctypes
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,9 +15,9 @@ from ctypes import addressof, c_int64, memmove
 import torch
 from torch import Tensor
 
-from ocp.engines.base import ROWS, Answer, Recipe
+from ocp.engines.base import ROWS, Answer, Recipe, Steps
 from ocp.engines.native import abi
-from ocp.engines.native.compiled import Compiled
+from ocp.engines.native.compiled import Compiled, Refused, compiled_for
 from ocp.engines.native.engine import Native, recipe_numbers
 from ocp.engines.native.sources import Changed, Source
 from ocp.problem import Problem
@@ -55,15 +54,19 @@ class Whole:
         self.bounds = lower, upper
         if lower is not None and upper is not None:
             engine.data_block.lower, engine.data_block.upper = lower.data_ptr(), upper.data_ptr()
-        self.size, self.places = places(T, n, m)
+        self.shapes, self.lengths = ((T + 1, n), (T, m)), lengths(T, n, m)
+        self.size = sum(self.lengths)
         real = ctypes.c_double if width == 8 else ctypes.c_float
-        self.reals, self.counts = (real * len(abi.REALS))(), (c_int64 * len(abi.COUNTS))()
+        self.reals = (real * len(abi.REALS))()
+        counts = torch.zeros(len(abi.COUNTS), dtype=INT)
+        self.counts = (c_int64 * len(abi.COUNTS)).from_address(counts.data_ptr())
+        self.tally = counts[3:]  # those that were spent
         first = {"damping": damping, "residual": float("inf")}
         self.first_reals = [first.get(name, 0.0) for name in abi.REALS]
         begin = {"second_order": int(second_order), "status": int(Status.RUNNING)}
         self.first_counts = [begin.get(name, 0) for name in abi.COUNTS[:3]]
         self.facts = (c_int64 * 4)()  # see whole.h
-        self.gaps, self.K = new(T, n), new(T, m, n)
+        self.gaps, self.K, self.zero = new(T, n), new(T, m, n), engine.x0.new_zeros(T, m)
         taken = torch.empty(2, dtype=INT)
         limits, sizes = recipe_numbers(recipe, engine.x0.dtype, engine.x0.device)
         self.kept = taken, limits, sizes  # as long as their addresses
@@ -74,79 +77,69 @@ class Whole:
             *(at(limits), at(self.K)),
         )
         loop, facts = addressof(self.loop), addressof(self.facts)
-        self.request = abi.Whole(at(self.x0), 0, 0, 0, loop, facts, 0)
+        self.request = abi.Whole(at(self.x0), 0, 0, 0, loop, facts)
 
     def renew(self, problem: Problem) -> bool:
         """Read all numbers anew, the program being current; False where it needs another."""
         if not renewed(self.engine, self.sources, problem):
             return False
         self.engine.problem = problem
-        write(self.x0, problem.x0)
+        self.x0.copy_(problem.x0)
         for mine, now in zip(self.bounds, (problem.lower, problem.upper), strict=True):
             if mine is not None and isinstance(now, Tensor):
-                write(mine, now)
+                mine.copy_(now[:, 0])
         return True
 
     def __call__(
-        self, controls: Tensor, states: Tensor | None, most: int, spent: Sequence[int]
+        self,
+        controls: Tensor | None,
+        states: Tensor | None,
+        steps: Steps,
+        spent: Sequence[int],
     ) -> Answer:
         """See `ocp.engines.Whole`."""
         self.reals[:] = self.first_reals
         self.counts[:] = [*self.first_counts, *spent]
         self.request.goes_on = 0
-        return self._answer(controls, states, most)
+        return self._answer(self.zero if controls is None else controls, states, steps)
 
-    def further(self, answer: Answer, most: int) -> Answer:
+    def further(self, answer: Answer, steps: Steps) -> Answer:
         """See `ocp.engines.Whole`."""
         assert answer.gaps is not None
         self.reals[:] = list(answer.reals.values())
         self.counts[:] = list(answer.counts.values())
-        write(self.gaps, answer.gaps)
+        self.gaps.copy_(answer.gaps)
         self.request.goes_on = 1
-        return self._answer(answer.us, answer.xs, most)
+        return self._answer(answer.us, answer.xs, steps)
 
-    def _answer(self, controls: Tensor, states: Tensor | None, most: int) -> Answer:
-        flat, rows = self.x0.new_empty(self.size), self.x0.new_empty(most, len(ROWS))
-        self.loop.steps, self.loop.rows = most, rows.data_ptr()
+    def _answer(self, controls: Tensor, states: Tensor | None, steps: Steps) -> Answer:
+        width = steps.most * len(ROWS)
+        flat = self.x0.new_empty(self.size + width)
+        xs, us, *parts, told, _, rows = flat.split_with_sizes([*self.lengths, width])
+        self.loop.steps, self.loop.rows = steps.most, rows.data_ptr()
         request = self.request
+        request.half, request.enough = steps.half or steps.most, steps.enough
         request.us, request.out = controls.data_ptr(), flat.data_ptr()
         request.states = 0 if states is None else states.data_ptr()
         self.engine.call("ocp_whole", request)
-        steps, finished, indefinite, failed = self.facts
-        xs, costates, vx, us, k, vxx, K, told = (flat.as_strided(*p) for p in self.places)
+        taken, finished, indefinite, failed = self.facts
         left = (None, None) if finished else (self.gaps.clone(), self.K.clone())
         return Answer(
             bool(finished),
-            xs,
-            us,
-            told,
+            xs.view(self.shapes[0]),
+            us.view(self.shapes[1]),
+            *(self.tally.clone(), parts, told, rows),
             dict(zip(abi.REALS, self.reals, strict=True)),
             dict(zip(abi.COUNTS, self.counts, strict=True)),
-            rows[:steps],
-            *(costates, k, K, vx, vxx, int(indefinite), int(failed)),
+            *(taken, indefinite, failed),
             *left,
         )
 
 
-Place = tuple[tuple[int, ...], tuple[int, ...], int]  # shape, strides, offset
-
-
-def places(T: int, n: int, m: int) -> tuple[int, list[Place]]:
-    """How many numbers an answer has (see whole.h), and where xs, p, v_x, us, k, v_xx, K and what
-    is told lie among them."""
-    shapes = [*[(T + 1, n)] * 3, *[(T, m)] * 3, (T + 1, n, n), (T, m, n), (6,)]
-    offset, found = 0, []
-    for shape in shapes:
-        found.append((shape, tuple(math.prod(shape[i + 1 :]) for i in range(len(shape))), offset))
-        offset += math.prod(shape)
-    del found[5]  # H_u, of which the largest is told
-    return offset, found
-
-
-def write(mine: Tensor, now: Tensor) -> None:
-    """Values of a tensor of as many entries and the same dtype."""
-    source = now if now.is_contiguous() else now.contiguous()
-    memmove(mine.data_ptr(), source.data_ptr(), mine.numel() * mine.element_size())
+def lengths(T: int, n: int, m: int) -> list[int]:
+    """Of the parts of an answer but for the rows, as they lie in memory: see whole.h."""
+    x, u = (T + 1) * n, T * m
+    return [x, u, x, x, u, x * n, u * n, x, u, 4, 2 + u]
 
 
 def renewed(engine: Native, sources: list[Source], problem: Problem) -> bool:
@@ -190,13 +183,16 @@ class Own(threading.local):
 _own = Own()
 
 
-def whole_for(
-    problem: Problem, made: Compiled, recipe: Recipe, damping: float, second_order: bool
-) -> Whole | None:
+def whole_for(problem: Problem, recipe: Recipe, damping: float, second_order: bool) -> Whole | None:
     """What solves the problem in one call, made now or earlier in this thread.
 
-    None where its pieces have to be asked for: another program is needed, or it is too large.
+    None where its pieces have to be asked for: there is no program, another is needed, or it is
+    too large.
     """
+    try:
+        made = compiled_for(problem)
+    except Refused:
+        return None
     if recipe.trials != made.info.trials:
         return None
     key = id(made), recipe, damping, second_order
