@@ -48,7 +48,7 @@ class Whole:
         new, width = engine.new, engine.x0.element_size()
         self.chunk = 0
         self.large = engine.work_bytes > LARGEST
-        self.sources = made.program.par.ordered()
+        self.numbers = Numbers(engine)
         self.x0 = engine.x0 = engine.x0.clone()
         lower, upper = (None if b is None else b.clone() for b in engine.held[2:])
         self.bounds = lower, upper
@@ -81,7 +81,7 @@ class Whole:
 
     def renew(self, problem: Problem) -> bool:
         """Read all numbers anew, the program being current; False where it needs another."""
-        if not renewed(self.engine, self.sources, problem):
+        if not self.numbers.renew(problem):
             return False
         self.engine.problem = problem
         self.x0.copy_(problem.x0)
@@ -142,35 +142,42 @@ def lengths(T: int, n: int, m: int) -> list[int]:
     return [x, u, x, x, u, x * n, u * n, x, u, 4, 2 + u]
 
 
-def renewed(engine: Native, sources: list[Source], problem: Problem) -> bool:
-    """Read the numbers of a program anew; False where it needs another program."""
-    par, dat = engine.held[:2]
-    try:
-        if par is not None and sources:
-            place = par.data_ptr()
-            for source in sources:
-                place += copy_into(place, source, problem, par)
-        if dat is not None and engine.program.dat.sources:
-            dat.copy_(engine.program.per_problem(problem))
-    except Changed:
-        return False
-    return True
+class Numbers:
+    """What a program reads at run time, in the arrays where it does.
 
-
-def copy_into(place: int, source: Source, problem: Problem, like: Tensor) -> int:
-    """Write what a shared source is now to an address; returns how many bytes.
-
-    Raises:
-        Changed: it is of another shape or kind.
+    Args:
+        engine: has those arrays.
     """
-    value = source.read(problem)
-    if value.shape != source.shape or value.dtype != source.dtype:
-        raise Changed(f"{source.name} is another tensor now.")
-    if value.dtype != like.dtype or not value.is_contiguous() or value.device != like.device:
-        value = value.detach().to(like.device, like.dtype).contiguous()
-    size = value.numel() * like.element_size()
-    memmove(place, value.data_ptr(), size)
-    return size
+
+    def __init__(self, engine: Native) -> None:
+        self.engine, self.program = engine, engine.program
+        self.par, self.dat = engine.held[:2]
+        self.places: list[tuple[Source, int, int]] = []  # each with its address and size in bytes
+        if self.par is not None:
+            place, width = self.par.data_ptr(), self.par.element_size()
+            for source in self.program.par.ordered():
+                self.places.append((source, place, source.size * width))
+                place += source.size * width
+
+    def renew(self, problem: Problem) -> bool:
+        """Read them anew; False where the problem needs another program."""
+        try:
+            for source, place, size in self.places:
+                self.read(source, place, size, problem)
+            if self.dat is not None and self.program.dat.sources:
+                self.dat.copy_(self.program.per_problem(problem))
+        except Changed:
+            return False
+        return True
+
+    def read(self, source: Source, place: int, size: int, problem: Problem) -> None:
+        """Raises `Changed`: the tensor is of another shape or kind."""
+        value = source.read(problem)
+        if value.shape != source.shape or value.dtype != source.dtype:
+            raise Changed(f"{source.name} is another tensor now.")
+        if not (value.is_cpu and value.is_contiguous()) or value.dtype != self.engine.x0.dtype:
+            value = value.detach().to("cpu", self.engine.x0.dtype).contiguous()
+        memmove(place, value.data_ptr(), size)
 
 
 class Own(threading.local):
