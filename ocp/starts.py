@@ -117,7 +117,7 @@ class weight_continuation:  # noqa: N801
             easier = altered(problem, fields)
             made = pursued(quick(loose, easier, guess))
             if made is not None and made.finished:
-                guess = Guess(made.answer.us, None, *made.spent)
+                guess = Guess(made.answer.part("us"), None, *made.spent)
                 continue
             state = finish(loose, easier, going_on(loose, easier, guess, made)[0])
             guess = Guess(layout.stages_out(problem, state.us), None, *spent_by(state))
@@ -189,7 +189,7 @@ def settled(
 
 
 def got_to(made: AtOnce) -> Guess:
-    return Guess(made.answer.us, made.answer.xs, *made.spent, reached=made)
+    return Guess(made.answer.part("us"), made.answer.part("xs"), *made.spent, reached=made)
 
 
 def spent_by(state: State) -> tuple[Tensor, Tensor, Tensor]:

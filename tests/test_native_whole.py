@@ -1,6 +1,9 @@
 """Solves in one native call against the same solves made of pieces."""
 
+import copy
 import math
+import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ import torch
 import ocp
 from ocp.engines.native import whole as native_whole
 from ocp.problems import acrobot, cartpole, pendulum
-from ocp.solution import Status
+from ocp.solution import Status, values
 from ocp.solvers import at_once as quick
 
 F64 = torch.float64
@@ -120,7 +123,7 @@ def test_gaps_that_are_open_stay_open_in_the_next_call(calls, monkeypatch):
     monkeypatch.setattr(quick, "LONG", 0.0)  # one step a call
     native_whole._own.kept.clear()
     same(ocp.solve(acrobot(), "ddp", **options, engine="native"), pieces)
-    assert len(calls) == 12 and all(a.reals["gap"] > 1 for a in calls)
+    assert len(calls) == 12 and all(a.reals.gap > 1 for a in calls)
 
 
 def test_an_interruption_between_calls_keeps_what_there_is(monkeypatch):
@@ -234,6 +237,22 @@ def test_a_history_reads_like_a_dict(tmp_path):
         solution.history["no such"]
     kept = ocp.Solution.load(solution.save(tmp_path / "solution")).history
     assert all(torch.equal(kept[k], v) for k, v in history.items())
+
+
+def test_fields_are_made_when_they_are_read(tmp_path):
+    solution = ocp.solve(cartpole(), engine="native")
+    made = vars(solution).keys()
+    assert "controls" not in made and "status" in made
+    assert solution.controls is solution.controls and "controls" in made
+    assert not hasattr(solution, "control") and "gap" not in made
+    with pytest.raises(AttributeError, match="Solution has no 'control'"):
+        _ = solution.control
+    pieces = by_pieces(cartpole(), "ddp")
+    assert values(solution).keys() == vars(pieces).keys()
+    copies = copy.copy(solution), copy.deepcopy(solution), pickle.loads(pickle.dumps(solution))
+    for other in (*copies, replace(solution, seconds=0.0)):
+        same(other, pieces)
+        assert vars(other).keys() == vars(pieces).keys()
 
 
 def test_iterations_made_before_count(calls):

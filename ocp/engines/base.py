@@ -6,7 +6,7 @@ to end, the augmented state of Liu, Chen, Theodorou (2019), eq. 17; its cost is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -134,46 +134,62 @@ class Steps(NamedTuple):
     enough: float = 1.0  # of those at first
 
 
+class Reals(NamedTuple):
+    """Numbers of a `State`."""
+
+    cost: float
+    gap: float
+    start_cost: float
+    damping: float
+    penalty: float
+    residual: float
+
+
+class Counts(NamedTuple):
+    """The same; the first two are truths."""
+
+    second_order: int
+    weak: int
+    status: int
+    iterations: int
+    rollouts: int
+    sweeps: int
+
+
+Place = tuple[tuple[int, ...], tuple[int, ...], int]  # shape, strides and offset
+
+
 class Answer(NamedTuple):
     """Where a solve of one problem got to. See `Whole`.
 
-    What the engine fills is one block of memory. The certificate's parts are cut to shape only
-    when they are asked for: on the way to a start nobody does.
+    What the engine fills is one block of memory. Its parts become tensors when they are asked for:
+    each takes microseconds, and on the way to a start few are of interest.
     """
 
     finished: bool  # it stopped, and has been appraised
-    xs: Tensor  # (T + 1, n)
-    us: Tensor  # (T, m)
-    tally: Tensor  # (3,) int: iterations, roll-outs, sweeps
-    parts: Sequence[Tensor]  # flat p, v_x, k, v_xx, K, xs, us: see `Certificate`
-    told: Tensor  # (4,): cost, residual, largest |H_u|, largest gap, if it is finished
-    block: Tensor  # begins with the history: ``steps`` rows of len(ROWS)
-    reals: dict[str, float]  # numbers of the state
-    counts: dict[str, int]
-    steps: int  # of the last call: so many rows are filled
+    block: Tensor
+    places: Mapping[str, Place]  # of `PARTS`
+    reals: Reals
+    counts: Counts
+    told: tuple[float, ...]  # cost, residual, largest |H_u|, largest gap, if it is finished
+    steps: int  # of the last call
     indefinite: int  # as in `Appraisal`, if it is finished
     failed: int
     gaps: Tensor | None  # (T, n), if it is not
     feedback: Tensor | None  # (T, m, n)
 
-    def certificate(self) -> Certificate:
-        """What is said of a trajectory that is finished, as in `Appraisal`."""
-        x, u = self.xs.shape, self.us.shape
-        p, vx, k, vxx, K, xs, us = self.parts
-        policy = k.view(u), K.view(*u, x[1]), xs.view(x), us.view(u)
-        return Certificate(p.view(x), vx.view(x), vxx.view(*x, x[1]), *policy)
+    def part(self, name: str) -> Tensor:
+        return self.block.as_strided(*self.places[name])
+
+    @property
+    def rows(self) -> Tensor:
+        """(steps, len(ROWS)): the history of the last call."""
+        return self.block.as_strided((self.steps, len(ROWS)), *self.places["rows"][1:])
 
 
-class Certificate(NamedTuple):
-    """Of a finished solve; the trajectory is a copy, the policy's own."""
-
-    costates: Tensor  # (T + 1, n)
-    vx: Tensor  # (T + 1, n)
-    vxx: Tensor  # (T + 1, n, n)
-    k: Tensor  # (T, m)
-    K: Tensor  # (T, m, n)
-    xs: Tensor
-    us: Tensor
+PARTS = ("xs", "us", "costates", "vx", "k", "vxx", "K", "policy_xs", "policy_us", "rows")
+"""Of an `Answer`: all but xs, us and rows are for a trajectory that is finished, see `Appraisal`;
+the policy has a copy of it."""
 
 
 class Whole(Protocol):

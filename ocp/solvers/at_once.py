@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ocp import engines
 from ocp.engines.base import ROWS, Answer, Steps, Whole
-from ocp.problem import Problem
+from ocp.problem import Problem, Stages
 from ocp.report import sentence
 from ocp.solution import Policy, Solution, Status, Value
 from ocp.solvers.certificate import flat_bound, judged
@@ -29,11 +29,11 @@ class History(Mapping[str, Tensor]):
     """The history of steps that were made in a few calls; columns are made when asked for.
 
     Attributes:
-        block: begins with (steps, len(ROWS)) numbers, end to end.
+        answers: of each call.
         spans: steps, when they began and ended, of each call. Its time is divided evenly.
     """
 
-    block: Tensor
+    answers: tuple[Answer, ...]
     spans: tuple[tuple[int, float, float], ...]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -60,7 +60,7 @@ class History(Mapping[str, Tensor]):
     @property
     def rows(self) -> Tensor:
         """(steps, len(ROWS))."""
-        return self.block[: self.steps * len(ROWS)].view(-1, len(ROWS))
+        return torch.cat([a.rows for a in self.answers])
 
     @property
     def seconds(self) -> tuple[float, ...]:
@@ -72,8 +72,7 @@ class History(Mapping[str, Tensor]):
         )
 
     def then(self, later: History) -> History:
-        rows = torch.cat((self.rows, later.rows))
-        return History(rows.view(-1), self.spans + later.spans)
+        return History(self.answers + later.answers, self.spans + later.spans)
 
 
 @dataclass
@@ -95,19 +94,19 @@ class AtOnce:
     @property
     def closed(self) -> bool:
         """Whether the trajectory has no gaps."""
-        return self.answer.reals["gap"] <= self.limits.gap_tolerance
+        return self.answer.reals.gap <= self.limits.gap_tolerance
 
     @property
     def goes_on(self) -> bool:
         """Whether it was only the number of steps that ended the last call."""
         steps, _, _ = self.history.spans[-1]
-        return self.answer.counts["status"] == Status.RUNNING and steps == self.asked
+        return self.answer.counts.status == Status.RUNNING and steps == self.asked
 
     @property
     def spent(self) -> tuple[int, int, int]:
         """Iterations, roll-outs and sweeps."""
         counts = self.answer.counts
-        return counts["iterations"], counts["rollouts"], counts["sweeps"]
+        return counts.iterations, counts.rollouts, counts.sweeps
 
     def after(self, earlier: History) -> AtOnce:
         """The same with steps before it."""
@@ -141,19 +140,19 @@ class AtOnce:
     def state(self) -> State:
         """As the solver's own steps would have left it."""
         a, x0 = self.answer, self.problem.x0
-        reals = {k: x0.new_full((1,), v) for k, v in a.reals.items()}
-        counts = {k: torch.tensor([v]) for k, v in a.counts.items()}
+        reals = {k: x0.new_full((1,), v) for k, v in a.reals._asdict().items()}
+        counts = {k: torch.tensor([v]) for k, v in a.counts._asdict().items()}
         counts["second_order"] = counts["second_order"] != 0
-        open_gaps = a.gaps is not None and a.reals["gap"] > 0
+        open_gaps = a.gaps is not None and a.reals.gap > 0
         block = {k: v[:, None] for k, v in self.history.items() if k != "seconds"}
         return State(
             engine=engines.make(self.problem, self.solver.engine),
-            xs=a.xs[:, None],
-            us=a.us[:, None],
+            xs=a.part("xs")[:, None],
+            us=a.part("us")[:, None],
             gaps=a.gaps[:, None] if open_gaps and a.gaps is not None else None,
             costates=None,
             rows=(block,) if block else (),
-            feedback=(a.certificate().K if a.feedback is None else a.feedback)[:, None],
+            feedback=(a.part("K") if a.feedback is None else a.feedback)[:, None],
             **reals,
             **counts,
         )
@@ -161,36 +160,60 @@ class AtOnce:
     def solution(self, seconds: float) -> Solution:
         """What `Solver.result` says of a finished state; ``seconds`` for the whole solve."""
         a, problem = self.answer, self.problem
-        told = a.told.tolist()
-        code = judged(a.counts["status"], a.indefinite, told[1], self.limits.tolerance)
-        facts = told[1], told[3], a.indefinite, a.failed, told[0], a.reals["damping"]
-        cost, residual, hamiltonian, gap = a.told.unbind()
-        iterations, rollouts, sweeps = a.tally.unbind()
-        bounds: dict[str, Any] = {}
-        if problem.lower is not None and problem.upper is not None:
-            bounds = {"lower": flat_bound(problem.lower), "upper": flat_bound(problem.upper)}
-        costates, vx, vxx, k, K, xs, us = a.certificate()
-        return Solution(
-            states=a.xs,
-            controls=a.us,
-            costates=costates,
-            cost=cost,
-            policy=Policy(states=xs, controls=us, k=k, K=K, **bounds),
-            value=Value(vx, vxx),
+        code = judged(a.counts.status, a.indefinite, a.told[1], self.limits.tolerance)
+        return Solution.made_when_read(
+            MAKERS,
+            Finished(a, code, problem.lower, problem.upper),
             status=code,
-            message=sentence(code, *facts, a.counts["iterations"]),
-            residual=residual,
-            hamiltonian_residual=hamiltonian,
-            gap=gap,
-            iterations=iterations,
-            rollouts=rollouts,
-            sweeps=sweeps,
             history=self.history,
             seconds=seconds,
             method=self.solver.name,
             engine="native",
             problem_name=problem.name,
+            extra={},
         )
+
+
+class Finished(NamedTuple):
+    """What the fields of a solution are made of."""
+
+    answer: Answer
+    code: Status
+    lower: Stages | None
+    upper: Stages | None
+
+    def number(self, k: int) -> Tensor:
+        block = self.answer.block
+        return torch.tensor(self.answer.told[k], dtype=block.dtype, device=block.device)
+
+    def policy(self) -> Policy:
+        bounds: dict[str, Any] = {}
+        if self.lower is not None and self.upper is not None:
+            bounds = {"lower": flat_bound(self.lower), "upper": flat_bound(self.upper)}
+        xs, us, k, K = map(self.answer.part, ("policy_xs", "policy_us", "k", "K"))
+        return Policy(states=xs, controls=us, k=k, K=K, **bounds)
+
+    def message(self) -> str:
+        a = self.answer
+        facts = a.told[1], a.told[3], a.indefinite, a.failed, a.told[0], a.reals.damping
+        return sentence(self.code, *facts, a.counts.iterations)
+
+
+MAKERS: dict[str, Callable[[Finished], Any]] = {
+    "states": lambda of: of.answer.part("xs"),
+    "controls": lambda of: of.answer.part("us"),
+    "costates": lambda of: of.answer.part("costates"),
+    "cost": lambda of: of.number(0),
+    "policy": Finished.policy,
+    "value": lambda of: Value(of.answer.part("vx"), of.answer.part("vxx")),
+    "message": Finished.message,
+    "residual": lambda of: of.number(1),
+    "hamiltonian_residual": lambda of: of.number(2),
+    "gap": lambda of: of.number(3),
+    "iterations": lambda of: torch.tensor(of.answer.counts.iterations),
+    "rollouts": lambda of: torch.tensor(of.answer.counts.rollouts),
+    "sweeps": lambda of: torch.tensor(of.answer.counts.sweeps),
+}
 
 
 def plain(kind: type[Solver]) -> bool:
@@ -206,7 +229,7 @@ def usual_chunk(solve: Whole, problem: Problem) -> int:
 def timed(answer: Answer, begun: float, start: float) -> History:
     """The history of a call that is just over."""
     span = answer.steps, begun, begun + time.perf_counter() - start
-    return History(answer.block, (span,))
+    return History((answer,), (span,))
 
 
 def at_once(
@@ -243,7 +266,7 @@ def at_once(
             return None
     asked, start = steps or Steps(usual_chunk(solve, problem)), time.perf_counter()
     answer = solve(controls, states, asked, spent)
-    if answer.counts["status"] == Status.NON_FINITE:
+    if answer.counts.status == Status.NON_FINITE:
         return None
     history = timed(answer, begun + start - before, start)  # compiling is none of its time
     made = AtOnce(solver, problem, recipe.limits, solve, answer, history, asked.most)

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from ctypes import Structure, c_double, c_int64, c_void_p
 from typing import NamedTuple
 
+from ocp.engines.base import Counts, Reals
+
 
 def fields(text: str) -> list[tuple[str, type]]:
     """``name:kind`` words, kind p for an address, i for an int64 and d for a double."""
@@ -85,11 +87,10 @@ class Again(Structure):
 class Whole(Structure):
     """Of ``ocp_whole``; see whole.h for shapes."""
 
-    _fields_ = fields("x0:p us:p states:p out:p iterate:p facts:p goes_on:i half:i enough:d")
+    _fields_ = fields("x0:p us:p states:p out:p iterate:p facts:p told:p goes_on:i half:i enough:d")
 
 
-REALS = ("cost", "gap", "start_cost", "damping", "penalty", "residual")
-COUNTS = ("second_order", "weak", "status", "iterations", "rollouts", "sweeps")
+REALS, COUNTS = Reals._fields, Counts._fields
 
 
 class Info(NamedTuple):

@@ -12,6 +12,7 @@ struct Whole {
   Real* out;               // the trajectory and what is said of it, see `Answer`
   const Iterate* iterate;  // its rows, limits, step sizes and K; gaps (T, n) are work memory
   Int* facts;              // out: steps, finished, then as `SweepCall`: indefinite, failed
+  Real* told;              // out: cost, residual, hamiltonian, gap
   Int goes_on;             // us and states, numbers and gaps are those an earlier call ended with
   Int half;                // steps after which it stops where more gaps are left than is
   double enough;           // of those at first
@@ -25,7 +26,6 @@ struct Answer {
   Real* vxx;      // (T + 1, n, n)
   Real* K;        // (T, m, n)
   Real *policy_xs, *policy_us;
-  Real* told;     // cost, residual, hamiltonian, gap
   Real* rest;     // slope and curvature of the sweep; H_u (T, m)
 };
 
@@ -36,7 +36,7 @@ OCP_FN Answer answer_at(Real* next, Int T) {
   a.xs = take(x), a.us = take(u);
   a.p = take(x), a.vx = take(x), a.k = take(u), a.vxx = take(x * n), a.K = take(u * n);
   a.policy_xs = take(x), a.policy_us = take(u);
-  a.told = take(4), a.rest = take(2 + u);
+  a.rest = take(2 + u);
   return a;
 }
 
@@ -44,7 +44,7 @@ OCP_FN void appraise_whole(const Data& data, const Whole& call, const Answer& to
   const Real none = 0;
   const Int full = 1;
   Int finite;
-  Real* told = to.told;
+  Real* told = call.told;
   const SweepCall request = {
       {}, to.xs, to.us, nullptr, &none, &full, 0, to.k, to.K, to.vx, to.vxx, to.p, to.rest + 2,
       call.facts + 2, to.rest, to.rest + 1, told + 1, call.facts + 3, &finite, told + 2, told + 3};
@@ -94,7 +94,7 @@ OCP_FN void whole(const Data& data, const Whole& call) {
     return;
   }
   call.facts[0] = iterations(data, call, loop);
-  to.told[0] = loop.reals[COST];
+  call.told[0] = loop.reals[COST];
   const Int status = loop.counts[STATUS - REALS];
   if (status == RUNNING || status == NON_FINITE) return;
   appraise_whole(data, call, to);

@@ -7,6 +7,7 @@ that may have changed into arrays that stay, and to wrap what comes back.
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from ctypes import addressof, c_int64, memmove
 import torch
 from torch import Tensor
 
-from ocp.engines.base import ROWS, Answer, Recipe, Steps
+from ocp.engines.base import PARTS, ROWS, Answer, Counts, Place, Reals, Recipe, Steps
 from ocp.engines.native import abi
 from ocp.engines.native.compiled import Compiled, Refused, compiled_for
 from ocp.engines.native.engine import Native, recipe_numbers
@@ -54,18 +55,14 @@ class Whole:
         self.bounds = lower, upper
         if lower is not None and upper is not None:
             engine.data_block.lower, engine.data_block.upper = lower.data_ptr(), upper.data_ptr()
-        self.shapes, self.lengths = ((T + 1, n), (T, m)), lengths(T, n, m)
-        self.size = sum(self.lengths)
+        self.places, self.size = places(T, n, m)
         real = ctypes.c_double if width == 8 else ctypes.c_float
-        self.reals = (real * len(abi.REALS))()
-        counts = torch.zeros(len(abi.COUNTS), dtype=INT)
-        self.counts = (c_int64 * len(abi.COUNTS)).from_address(counts.data_ptr())
-        self.tally = counts[3:]  # those that were spent
+        self.reals, self.counts = (real * len(abi.REALS))(), (c_int64 * len(abi.COUNTS))()
+        self.told, self.facts = (real * 4)(), (c_int64 * 4)()  # see whole.h
         first = {"damping": damping, "residual": float("inf")}
         self.first_reals = [first.get(name, 0.0) for name in abi.REALS]
         begin = {"second_order": int(second_order), "status": int(Status.RUNNING)}
         self.first_counts = [begin.get(name, 0) for name in abi.COUNTS[:3]]
-        self.facts = (c_int64 * 4)()  # see whole.h
         self.gaps, self.K, self.zero = new(T, n), new(T, m, n), engine.x0.new_zeros(T, m)
         taken = torch.empty(2, dtype=INT)
         limits, sizes = recipe_numbers(recipe, engine.x0.dtype, engine.x0.device)
@@ -76,8 +73,8 @@ class Whole:
             *(addressof(self.reals), addressof(self.counts), 0, at(taken), at(taken) + 8),
             *(at(limits), at(self.K)),
         )
-        loop, facts = addressof(self.loop), addressof(self.facts)
-        self.request = abi.Whole(at(self.x0), 0, 0, 0, loop, facts)
+        into = map(addressof, (self.loop, self.facts, self.told))
+        self.request = abi.Whole(at(self.x0), 0, 0, 0, *into)
 
     def renew(self, problem: Problem) -> bool:
         """Read all numbers anew, the program being current; False where it needs another."""
@@ -106,40 +103,40 @@ class Whole:
     def further(self, answer: Answer, steps: Steps) -> Answer:
         """See `ocp.engines.Whole`."""
         assert answer.gaps is not None
-        self.reals[:] = list(answer.reals.values())
-        self.counts[:] = list(answer.counts.values())
+        self.reals[:], self.counts[:] = list(answer.reals), list(answer.counts)
         self.gaps.copy_(answer.gaps)
         self.request.goes_on = 1
-        return self._answer(answer.us, answer.xs, steps)
+        return self._answer(answer.part("us"), answer.part("xs"), steps)
 
     def _answer(self, controls: Tensor, states: Tensor | None, steps: Steps) -> Answer:
-        width = steps.most * len(ROWS)
-        flat = self.x0.new_empty(self.size + width)
-        xs, us, *parts, told, _, rows = flat.split_with_sizes([*self.lengths, width])
-        self.loop.steps, self.loop.rows = steps.most, rows.data_ptr()
-        request = self.request
+        block = self.x0.new_empty(self.size + steps.most * len(ROWS))
+        request, start = self.request, block.data_ptr()
+        self.loop.steps, self.loop.rows = steps.most, start + self.size * block.element_size()
         request.half, request.enough = steps.half or steps.most, steps.enough
-        request.us, request.out = controls.data_ptr(), flat.data_ptr()
+        request.us, request.out = controls.data_ptr(), start
         request.states = 0 if states is None else states.data_ptr()
         self.engine.call("ocp_whole", request)
         taken, finished, indefinite, failed = self.facts
         left = (None, None) if finished else (self.gaps.clone(), self.K.clone())
         return Answer(
-            bool(finished),
-            xs.view(self.shapes[0]),
-            us.view(self.shapes[1]),
-            *(self.tally.clone(), parts, told, rows),
-            dict(zip(abi.REALS, self.reals, strict=True)),
-            dict(zip(abi.COUNTS, self.counts, strict=True)),
+            *(bool(finished), block, self.places),
+            *(Reals(*self.reals), Counts(*self.counts), tuple(self.told)),
             *(taken, indefinite, failed),
             *left,
         )
 
 
-def lengths(T: int, n: int, m: int) -> list[int]:
-    """Of the parts of an answer but for the rows, as they lie in memory: see whole.h."""
-    x, u = (T + 1) * n, T * m
-    return [x, u, x, x, u, x * n, u * n, x, u, 4, 2 + u]
+def places(T: int, n: int, m: int) -> tuple[dict[str, Place], int]:
+    """Of the parts of an answer, as they lie in memory (see whole.h), and where the rows begin."""
+    x, u = (T + 1, n), (T, m)
+    shapes = [x, u, x, x, u, (*x, n), (*u, n), x, u, (T * m + 2,), (0, len(ROWS))]
+    names = [*PARTS[:-1], "slope, curvature, H_u", PARTS[-1]]
+    found, offset = dict[str, Place](), 0
+    for name, shape in zip(names, shapes, strict=True):
+        strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+        found[name] = shape, strides, offset
+        offset += math.prod(shape)
+    return found, offset
 
 
 class Numbers:
