@@ -47,7 +47,7 @@ class Whole:
         engine = self.engine
         T, _, n, m = engine.sizes
         new, width = engine.new, engine.x0.element_size()
-        self.chunk = 0
+        self.chunk, self.asked = 0, (recipe, damping, second_order)
         self.large = engine.work_bytes > LARGEST
         self.numbers = Numbers(engine)
         self.x0 = engine.x0 = engine.x0.clone()
@@ -75,6 +75,10 @@ class Whole:
         )
         into = map(addressof, (self.loop, self.facts, self.told))
         self.request = abi.Whole(at(self.x0), 0, 0, 0, *into)
+
+    def current(self, problem: Problem) -> bool:
+        """As `renew`, the program not being known to be current."""
+        return not (self.large or self.made.program.stale()) and self.renew(problem)
 
     def renew(self, problem: Problem) -> bool:
         """Read all numbers anew, the program being current; False where it needs another."""
@@ -193,13 +197,19 @@ def whole_for(problem: Problem, recipe: Recipe, damping: float, second_order: bo
     None where its pieces have to be asked for: there is no program, another is needed, or it is
     too large.
     """
+    asked = recipe, damping, second_order
+    for (
+        again
+    ) in _own.kept.values():  # the same problem as lately: its program need not be looked up
+        if again.engine.problem is problem and again.asked == asked and again.current(problem):
+            return again
     try:
         made = compiled_for(problem)
     except Refused:
         return None
     if recipe.trials != made.info.trials:
         return None
-    key = id(made), recipe, damping, second_order
+    key = id(made), *asked
     found = _own.kept.get(key)
     if found is None:
         try:
