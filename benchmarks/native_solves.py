@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,7 +109,9 @@ def compare(problem: ocp.Problem, method: str, kind: str, most: int) -> dict[str
     }
 
 
-def parting(eager: dict[str, torch.Tensor], native: dict[str, torch.Tensor]) -> dict[str, Any]:
+def parting(
+    eager: Mapping[str, torch.Tensor], native: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
     """The first iteration with another decision, None if there is none, and what went before.
 
     ``apart``: log10 of the largest of the differences of cost and residual, relative to the eager
