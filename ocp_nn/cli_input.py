@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ocp.cli_input import UserError, guarded, load_file, parse, suggest
+from ocp.cli_input import UserError, folder, guarded, load_file, parse, suggest
 from ocp_nn.baselines.registry import OPTIMIZERS
 from ocp_nn.data import SETS, Data, load
 from ocp_nn.experiments.models import cnn, mlp
@@ -188,11 +188,8 @@ def options_by_name(texts: Sequence[str] | None, names: Sequence[str]) -> dict[s
 
 def run_folder(out: Path | None) -> None:
     """Refuse, before training, a folder that cannot take a new run."""
-    if out is None:
-        return
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: this is a file, a folder is needed.")
-    if (out / CHECKPOINT).exists():
+    folder(out)
+    if out is not None and (out / CHECKPOINT).exists():
         raise UserError(
             f"--out {out} has a run already: --resume {out} continues it; else name another folder."
         )
