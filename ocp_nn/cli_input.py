@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ocp.cli_input import UserError, folder, guarded, load_file, parse, suggest
+from ocp.trial_calls import first_sentence
 from ocp_nn.baselines.registry import OPTIMIZERS
 from ocp_nn.data import SETS, Data, load
 from ocp_nn.experiments.models import cnn, mlp
@@ -56,8 +57,7 @@ class Settings:
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
-            first = str(error).splitlines()[0]
-            raise UserError(f"--device {self.device}: {first}") from error
+            raise UserError(f"--device {self.device}: {first_sentence(error)}") from error
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)

@@ -22,9 +22,10 @@ from ocp.engines.native.known import (
     autograd_at_some_points,
     compiled_at,
 )
-from ocp.engines.native.trace import described, first_sentence, raising_line
+from ocp.engines.native.trace import described, raising_line
 from ocp.engines.native.values import Untraceable
 from ocp.problem import Problem, Stages
+from ocp.trial_calls import first_sentence
 
 TRIALS = 12  # step sizes of the compiled loop; a solver with others uses the pieces
 KEPT = 64  # programs remembered in a process
