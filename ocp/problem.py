@@ -138,12 +138,7 @@ class Problem:
         from ocp.validation import renewed
 
         values = renewed(self, changes)
-        if values is None:
-            return dataclasses.replace(self, **changes)
-        problem = copy.copy(self)
-        for name, value in values.items():
-            object.__setattr__(problem, name, value)
-        return problem
+        return dataclasses.replace(self, **changes) if values is None else altered(self, values)
 
     def refill(self, x0: Tensor, per_problem: Mapping[str, Tensor]) -> Problem:
         """The same problem on other data: only these are looked at, so it costs microseconds.
@@ -167,10 +162,7 @@ class Problem:
                 f"refill needs all of per_problem, {sorted(self.per_problem)}; got "
                 f"{sorted(per_problem)}."
             )
-        problem = copy.copy(self)
-        object.__setattr__(problem, "x0", x0)
-        object.__setattr__(problem, "per_problem", dict(per_problem))
-        return problem
+        return altered(self, {"x0": x0, "per_problem": dict(per_problem)})
 
     def repeat(self, times: int) -> Problem:
         """``times`` copies in one batch, copy by copy: problem b of copy k is row k * B + b.
@@ -188,6 +180,14 @@ class Problem:
         goal = self.goal if self.goal is None or self.goal.ndim == 1 else tile(self.goal)
         per_problem = {k: tile(v) for k, v in self.per_problem.items()}
         return self.replace(x0=tile(x0), goal=goal, per_problem=per_problem)
+
+
+def altered(problem: Problem, values: Mapping[str, Any]) -> Problem:
+    """A copy with other fields, which are known to fit: nothing is checked."""
+    copied = copy.copy(problem)
+    for name, value in values.items():
+        object.__setattr__(copied, name, value)
+    return copied
 
 
 def takes_parameters(function: Callable[..., Any], usual: tuple[str, ...]) -> bool:

@@ -48,8 +48,11 @@ def sentence(
     iterations: int,
 ) -> str:
     """Of one problem whose numbers are finite; the stages are -1 where there is none."""
+    facts = f"residual {residual:.1e}, gap {gap:.1e}"
+    if code is Status.CONVERGED:  # the commonest: filling in a template takes its time
+        return f"converged: {facts}"
     text = SENTENCES.get(code, code.name.lower()).format(
-        facts=f"residual {residual:.1e}, gap {gap:.1e}",
+        facts=facts,
         indefinite=indefinite,
         cost=cost,
         damping=damping,
@@ -61,7 +64,6 @@ def sentence(
 
 
 SENTENCES = {
-    Status.CONVERGED: "converged: {facts}",
     Status.MAX_ITERATIONS: "stopped after {iterations} iterations: {facts}",
     Status.STALLED: "no step accepted up to damping {damping:.0e}: {facts}",
     Status.PRECISION: "nothing left to gain above the rounding of the cost: {facts}",

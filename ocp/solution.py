@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -115,6 +115,29 @@ class Solution:
     problem_name: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def made_when_read(
+        cls, makers: Mapping[str, Callable[[Any], Any]], source: Any, **known: Any
+    ) -> Solution:
+        """With fields ``makers[name](source)``, each made when it is first read, and known ones.
+
+        To make all of them takes as long as several iterations of a small problem.
+        """
+        made = object.__new__(cls)
+        made.__dict__.update(known, _makers=makers, _source=source)
+        return made
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            make = self.__dict__.get("_makers", {}).get(name)
+            if make is None:
+                raise AttributeError(f"a {type(self).__name__} has no {name!r}")
+            return self.__dict__.setdefault(name, make(self.__dict__["_source"]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return values(self)
+
     @property
     def converged(self) -> Tensor:
         """Whether the status is CONVERGED: bool, () or (B,)."""
@@ -178,10 +201,15 @@ class Solution:
         )
 
 
+def values(solution: Solution) -> dict[str, Any]:
+    """All fields by name."""
+    return {f.name: getattr(solution, f.name) for f in fields(solution)}
+
+
 def flatten(solution: Solution) -> dict[str, Any]:
     """Fields by name, those of nested records as ``group.name``."""
     flat: dict[str, Any] = {}
-    for name, value in vars(solution).items():
+    for name, value in values(solution).items():
         if isinstance(value, Policy | Value):
             flat |= {f"{name}.{k}": v for k, v in vars(value).items()}
         elif isinstance(value, Mapping):

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ocp import engines, feedback, layout
-from ocp.problem import Problem, Stages
+from ocp.engines.base import Steps
+from ocp.problem import Problem, Stages, altered
 from ocp.solution import Solution, Status
 from ocp.solvers.at_once import AtOnce, at_once
 from ocp.solvers.loop import Callback, Solver, State, zero_controls
@@ -26,7 +27,8 @@ from ocp.stages import pack
 
 
 class Guess(NamedTuple):
-    """Controls (T, m) or (B, T, m), or lists over t; states likewise, or None to roll out.
+    """Controls (T, m) or (B, T, m), or lists over t, or None for zero; states likewise, or None to
+    roll out.
 
     What solves on the way to the guess cost, per problem, is counted with the solve itself. A start
     that has solved a part of the problem itself says how far: the solve goes on from there.
@@ -74,9 +76,9 @@ class interpolate:  # noqa: N801  (used like a function)
             raise ValueError("interpolate needs a problem with a goal: Problem(..., goal=state).")
         if not problem.uniform:
             raise ValueError("interpolate needs a state of the same size at every stage.")
-        x0, goal = problem.x0[..., None, :], problem.goal[..., None, :]
+        x0, goal = problem.x0.unsqueeze(-2), problem.goal.unsqueeze(-2)
         part = ramp(problem.horizon, self.fraction, x0.dtype, x0.device)
-        return Guess(zero(problem, solver).controls, torch.lerp(x0, goal, part))
+        return Guess(None, torch.lerp(x0, goal, part))
 
 
 @functools.lru_cache(maxsize=16)
@@ -107,14 +109,15 @@ class weight_continuation:  # noqa: N801
             rules=replace(solver.rules, tolerance=torch.inf, cost_tolerance=self.cost_tolerance),
         )
         guess = zero(problem, solver)
-        with_weight = lambda w: {**problem.parameters, WEIGHT: problem.x0.new_tensor(w)}
-        cost = weighted(problem.cost, problem.wants[1], problem.wants[2])
-        easier = problem.replace(cost=cost, parameters=with_weight(1.0))
+        f_wants, stage_wants, terminal_wants = problem.wants
+        cost = weighted(problem.cost, stage_wants, terminal_wants)
         for weight in self.weights:
-            easier = easier.replace(parameters=with_weight(weight))
+            parameters = {**problem.parameters, WEIGHT: problem.x0.new_full((), weight)}
+            fields = {"cost": cost, "parameters": parameters, "wants": (f_wants, True, True)}
+            easier = altered(problem, fields)
             made = pursued(quick(loose, easier, guess))
             if made is not None and made.finished:
-                guess = Guess(made.answer.us, None, *made.spent)
+                guess = Guess(made.answer.part("us"), None, *made.spent)
                 continue
             state = finish(loose, easier, going_on(loose, easier, guess, made)[0])
             guess = Guess(layout.stages_out(problem, state.us), None, *spent_by(state))
@@ -126,7 +129,7 @@ class settle:  # noqa: N801
     """A start that leaves gaps, for a few iterations; where the gaps stay open, another start.
 
     Where the gaps of a guess close, they close early, and the minimum is a good one; where they
-    do not, hundreds of iterations are lost.
+    do not, hundreds of iterations are lost. After half of its iterations it has to be `ON_THE_WAY`.
 
     Args:
         first: a start with states.
@@ -140,15 +143,13 @@ class settle:  # noqa: N801
 
     def __call__(self, problem: Problem, solver: Solver) -> Guess:
         limit, guess = solver.rules.max_iterations, self.first(problem, solver)
-        gap_tolerance = solver.rules.tolerances(problem.x0.dtype)[2]
         most = min(self.patience, limit)
-        made = quick(solver, problem, guess, most)
-        if made is not None and made.answer.reals["gap"] <= gap_tolerance:
+        half = (most + 1) // 2
+        made = quick(solver, problem, guess, Steps(most, half, ON_THE_WAY))
+        if made is not None and made.closed:
             return got_to(made)
         if made is None:
-            short, budget = at_most(solver, most), BUDGET.get() or Budget()
-            first = begin(short, problem, guess)
-            state, seconds = run(short, problem, first, budget.callback)
+            state, seconds = settled(solver, problem, guess, half, most)
         else:
             second = self.otherwise(problem, at_most(solver, limit - most))
             spent = dict(zip(SPENT, made.spent, strict=True))
@@ -156,6 +157,7 @@ class settle:  # noqa: N801
             if again is not None:
                 return got_to(again.after(made.history))
             state, seconds = made.state(), made.history.seconds
+        gap_tolerance = solver.rules.tolerances(problem.x0.dtype)[2]
         left = (~((state.gap <= gap_tolerance) & torch.isfinite(state.cost))).nonzero()[:, 0]
         more = (state.status == Status.MAX_ITERATIONS) & (state.iterations < limit)
         state = state._replace(status=torch.where(more, int(Status.RUNNING), state.status))
@@ -169,8 +171,25 @@ class settle:  # noqa: N801
         return Guess(controls, states, *spent_by(state), reached=(state, seconds))
 
 
+ON_THE_WAY = 0.85  # of the gaps at first: with more left, half of the patience was enough
+
+
+def settled(
+    solver: Solver, problem: Problem, guess: Guess, half: int, most: int
+) -> tuple[State, tuple[float, ...]]:
+    """So many iterations, the second half where the first was of use; seconds after each."""
+    budget = BUDGET.get() or Budget()
+    first = begin(at_most(solver, half), problem, guess)
+    state, seconds = run(at_most(solver, half), problem, first, budget.callback)
+    hopeful = (state.status == Status.MAX_ITERATIONS) & (state.gap <= ON_THE_WAY * first.gap)
+    if most == half or not bool(hopeful.any()):
+        return state, seconds
+    state = state._replace(status=torch.where(hopeful, int(Status.RUNNING), state.status))
+    return run(at_most(solver, most), problem, state, budget.callback, seconds)
+
+
 def got_to(made: AtOnce) -> Guess:
-    return Guess(made.answer.us, made.answer.xs, *made.spent, reached=made)
+    return Guess(made.answer.part("us"), made.answer.part("xs"), *made.spent, reached=made)
 
 
 def spent_by(state: State) -> tuple[Tensor, Tensor, Tensor]:
@@ -236,6 +255,9 @@ class warm:  # noqa: N801
         return Guess(layout.stages_out(problem, feedback.follow(engine, plan)))
 
 
+LINE = settle(interpolate(0.35), weight_continuation())
+
+
 def default(problem: Problem, solver: Solver) -> Guess:
     """What `ocp.solve` starts from when it is given nothing.
 
@@ -252,7 +274,7 @@ def default(problem: Problem, solver: Solver) -> Guess:
         return zero(problem, solver)
     if problem.lower is not None or problem.shared_controls or solver.name == "lqr":
         return zero(problem, solver)
-    return settle(interpolate(0.35), weight_continuation())(problem, solver)
+    return LINE(problem, solver)
 
 
 PATIENCE = 200  # iterations each start of several may take; the best then goes on alone
@@ -325,7 +347,9 @@ def going_on(
     return (made.state(), made.history.seconds) if isinstance(made, AtOnce) else made
 
 
-def quick(solver: Solver, problem: Problem, guess: Guess, most: int | None = None) -> AtOnce | None:
+def quick(
+    solver: Solver, problem: Problem, guess: Guess, steps: Steps | None = None
+) -> AtOnce | None:
     """See `at_once`; None also where somebody looks at the clock, or at each step."""
     budget = BUDGET.get() or Budget()
     if problem.batched or budget.callback is not None or budget.time_limit is not None:
@@ -334,7 +358,7 @@ def quick(solver: Solver, problem: Problem, guess: Guess, most: int | None = Non
         return None
     spent = [int(getattr(guess, k)) for k in SPENT]
     given = guess.controls, guess.states
-    return at_once(solver, problem, *given, most, spent, budget.seconds)
+    return at_once(solver, problem, *given, steps, spent, budget.seconds)
 
 
 @overload

@@ -1,6 +1,9 @@
 """Solves in one native call against the same solves made of pieces."""
 
+import copy
 import math
+import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ import torch
 import ocp
 from ocp.engines.native import whole as native_whole
 from ocp.problems import acrobot, cartpole, pendulum
-from ocp.solution import Status
+from ocp.solution import Status, values
 from ocp.solvers import at_once as quick
 
 F64 = torch.float64
@@ -57,10 +60,13 @@ def bounded(dtype=F64):
     return pendulum(x0=torch.tensor([0.3, 0.0], dtype=dtype)).replace(control_bounds=(low, high))
 
 
+LATE = torch.tensor([-0.1, -2.3, 0.4, -1.8], dtype=F64)  # of it, the gaps close in the 6th step
+
 CASES = {
     "zero controls": lambda: (cartpole(), {"controls": torch.zeros(100, 1, dtype=F64)}),
     "a guess with gaps": lambda: (cartpole(), {"starts": ocp.starts.interpolate(0.2)}),
     "the default start": lambda: (pendulum(), {}),
+    "the default start, in its second half": lambda: (cartpole(x0=LATE), {}),
     "the default start, given up": lambda: (acrobot(), {"max_iterations": 40}),
     "bounds": lambda: (bounded(), {"controls": torch.full((pendulum().horizon, 1), 3.0).double()}),
     "single precision": lambda: (bounded(torch.float32), {}),
@@ -78,6 +84,25 @@ def test_one_call_gives_what_the_pieces_give(name, method, calls):
     same(once, pieces)
 
 
+@pytest.mark.parametrize("engine", ["native", "eager"])
+def test_gaps_that_do_not_begin_to_close_are_given_up_after_half_the_patience(engine, calls):
+    """Never, late, early: together as one by one."""
+    never, early = (torch.tensor(v, dtype=F64) for v in ([1.3, 1.6, 3.2, -1], [0, 0.3, 0, 0]))
+    x0 = torch.stack([never, LATE, early])
+    solver = ocp.make_solver("ddp", engine=engine)
+    start = ocp.starts.settle(ocp.starts.interpolate(0.35), ocp.starts.zero)
+    guess = start(cartpole(x0=x0), solver)
+    assert guess.iterations.tolist() == [4, 8, 8]
+    assert guess.reached[0].gap.tolist() == [0, 0, 0]  # the first was rolled out
+    assert not guess.controls[0].any() and guess.controls[1:].any()
+    if engine == "native":
+        for b in range(3):
+            calls.clear()
+            alone = start(cartpole(x0=x0[b]), solver)
+            assert alone.reached.closed and len(calls) == (2 if b == 0 else 1)
+            assert calls[0].steps == guess.iterations[b]
+
+
 def test_what_is_not_finished_in_a_call_goes_on_in_the_next(calls, monkeypatch):
     problem, options = CASES["zero controls"]()
     pieces = by_pieces(problem, "ilqr", **options)
@@ -85,7 +110,7 @@ def test_what_is_not_finished_in_a_call_goes_on_in_the_next(calls, monkeypatch):
     monkeypatch.setattr(quick, "first_chunk", lambda problem: 7)
     same(ocp.solve(problem, "ilqr", **options, engine="native"), pieces)
     assert [a.finished for a in calls] == [False] * (len(calls) - 1) + [True]
-    assert [len(a.rows) for a in calls][:3] == [7, 14, 28]  # what is short may be longer
+    assert [a.steps for a in calls][:3] == [7, 14, 28]  # what is short may be longer
     learnt = len(calls)
     ocp.solve(problem, "ilqr", **options, engine="native")
     assert len(calls) - learnt < learnt  # and is from the start the next time
@@ -98,7 +123,7 @@ def test_gaps_that_are_open_stay_open_in_the_next_call(calls, monkeypatch):
     monkeypatch.setattr(quick, "LONG", 0.0)  # one step a call
     native_whole._own.kept.clear()
     same(ocp.solve(acrobot(), "ddp", **options, engine="native"), pieces)
-    assert len(calls) == 12 and all(a.reals["gap"] > 1 for a in calls)
+    assert len(calls) == 12 and all(a.reals.gap > 1 for a in calls)
 
 
 def test_an_interruption_between_calls_keeps_what_there_is(monkeypatch):
@@ -212,6 +237,22 @@ def test_a_history_reads_like_a_dict(tmp_path):
         solution.history["no such"]
     kept = ocp.Solution.load(solution.save(tmp_path / "solution")).history
     assert all(torch.equal(kept[k], v) for k, v in history.items())
+
+
+def test_fields_are_made_when_they_are_read(tmp_path):
+    solution = ocp.solve(cartpole(), engine="native")
+    made = vars(solution).keys()
+    assert "controls" not in made and "status" in made
+    assert solution.controls is solution.controls and "controls" in made
+    assert not hasattr(solution, "control") and "gap" not in made
+    with pytest.raises(AttributeError, match="Solution has no 'control'"):
+        _ = solution.control
+    pieces = by_pieces(cartpole(), "ddp")
+    assert values(solution).keys() == vars(pieces).keys()
+    copies = copy.copy(solution), copy.deepcopy(solution), pickle.loads(pickle.dumps(solution))
+    for other in (*copies, replace(solution, seconds=0.0)):
+        same(other, pieces)
+        assert vars(other).keys() == vars(pieces).keys()
 
 
 def test_iterations_made_before_count(calls):

@@ -11,6 +11,7 @@ from references import close
 
 import ocp
 from ocp import Solution, Status
+from ocp.solution import values
 
 F64 = torch.float64
 LAYOUTS = {
@@ -107,7 +108,7 @@ def test_a_file_gives_the_same_solution_back(solved, tmp_path):
     path = s.save(tmp_path / "run.of.today")
     assert path.name == "run.of.today.npz"
     back = Solution.load(path)
-    for name, value in vars(s).items():
+    for name, value in values(s).items():
         other = getattr(back, name)
         if name in ("policy", "value"):
             assert all(same(v, getattr(other, k)) for k, v in vars(value).items()), name

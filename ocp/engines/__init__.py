@@ -1,8 +1,10 @@
 """Engines compute roll-outs, expansions and sweeps; solvers only ask for them."""
 
+import functools
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from types import FrameType
 
 import torch
@@ -76,17 +78,19 @@ def whole(
         recipe: of the solver.
         damping, second_order: what the solve begins with.
     """
-    if chosen_name(name) not in ("auto", "native") or problem.x0.device.type != "cpu":
+    if chosen_name(name) not in ("auto", "native") or not problem.x0.is_cpu:
         return None
     if problem.x0.ndim != 1 or not problem.uniform or problem.stagewise or problem.shared_controls:
         return None
-    from ocp.engines.native.compiled import Refused, compiled_for
+    return native_whole()(problem, recipe, damping, second_order)
+
+
+@functools.cache
+def native_whole() -> Callable[[Problem, Recipe, float, bool], Whole | None]:
+    """Imported when it is needed, and once: that statement takes as long as an iteration."""
     from ocp.engines.native.whole import whole_for
 
-    try:
-        return whole_for(problem, compiled_for(problem), recipe, damping, second_order)
-    except Refused:
-        return None
+    return whole_for
 
 
 def make_eager(problem: Problem) -> Eager:

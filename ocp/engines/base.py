@@ -6,14 +6,17 @@ to end, the augmented state of Liu, Chen, Theodorou (2019), eq. 17; its cost is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ocp.problem import Problem, Stages
+
+if TYPE_CHECKING:
+    from ocp.solvers.decide import Limits
 
 Curvature = Callable[[int, Tensor], Tensor]
 """``(t, v) -> v . f_zz`` of stage t, contracted along v (B, n'): (B, n + m, n + m)."""
@@ -113,7 +116,7 @@ class Recipe(NamedTuple):
     second_order: int  # 0 never, 1 for problems whose `State.second_order` says so, 2 always
     on_state: bool  # where the damping goes
     trials: int  # step sizes 1, 1/2, ...
-    limits: tuple[float, ...]  # `Limits`
+    limits: Limits
     pairs: int | None = None  # of PMP, which has no sweep: steps remembered, 0 for the gradient
 
 
@@ -123,27 +126,70 @@ ROWS = (
 )  # of a history; the last two are truths
 
 
+class Steps(NamedTuple):
+    """How many a call makes."""
+
+    most: int
+    half: int | None = None  # after so many it stops where more gaps are left than is
+    enough: float = 1.0  # of those at first
+
+
+class Reals(NamedTuple):
+    """Numbers of a `State`."""
+
+    cost: float
+    gap: float
+    start_cost: float
+    damping: float
+    penalty: float
+    residual: float
+
+
+class Counts(NamedTuple):
+    """The same; the first two are truths."""
+
+    second_order: int
+    weak: int
+    status: int
+    iterations: int
+    rollouts: int
+    sweeps: int
+
+
+Place = tuple[tuple[int, ...], tuple[int, ...], int]  # shape, strides and offset
+
+
 class Answer(NamedTuple):
-    """Where a solve of one problem got to; shapes without B. See `Whole`."""
+    """Where a solve of one problem got to. See `Whole`.
+
+    What the engine fills is one block of memory. Its parts become tensors when they are asked for:
+    each takes microseconds, and on the way to a start few are of interest.
+    """
 
     finished: bool  # it stopped, and has been appraised
-    xs: Tensor  # (T + 1, n)
-    us: Tensor  # (T, m)
-    told: Tensor  # (6,): cost, residual, largest |H_u|, largest gap, slope, curvature
-    reals: dict[str, float]  # numbers of the state
-    counts: dict[str, int]
-    rows: Tensor  # (steps, len(ROWS)): the history
-    # What follows is said of a trajectory that is finished, as in `Appraisal`:
-    costates: Tensor
-    k: Tensor
-    K: Tensor
-    vx: Tensor
-    vxx: Tensor
-    indefinite: int
+    block: Tensor
+    places: Mapping[str, Place]  # of `PARTS`
+    reals: Reals
+    counts: Counts
+    told: tuple[float, ...]  # cost, residual, largest |H_u|, largest gap, if it is finished
+    steps: int  # of the last call
+    indefinite: int  # as in `Appraisal`, if it is finished
     failed: int
-    # and this of one that is not:
-    gaps: Tensor | None  # (T, n)
+    gaps: Tensor | None  # (T, n), if it is not
     feedback: Tensor | None  # (T, m, n)
+
+    def part(self, name: str) -> Tensor:
+        return self.block.as_strided(*self.places[name])
+
+    @property
+    def rows(self) -> Tensor:
+        """(steps, len(ROWS)): the history of the last call."""
+        return self.block.as_strided((self.steps, len(ROWS)), *self.places["rows"][1:])
+
+
+PARTS = ("xs", "us", "costates", "vx", "k", "vxx", "K", "policy_xs", "policy_us", "rows")
+"""Of an `Answer`: all but xs, us and rows are for a trajectory that is finished, see `Appraisal`;
+the policy has a copy of it."""
 
 
 class Whole(Protocol):
@@ -156,13 +202,13 @@ class Whole(Protocol):
     chunk: int
 
     def __call__(
-        self, controls: Tensor, states: Tensor | None, most: int, spent: Sequence[int]
+        self, controls: Tensor | None, states: Tensor | None, steps: Steps, spent: Sequence[int]
     ) -> Answer:
-        """At most so many iterations from controls (T, m), and states (T + 1, n) unless they are
-        rolled out. Contiguous, as the problem's x0 otherwise; they need not be finite.
+        """Iterations from controls (T, m), or zero, and states (T + 1, n) unless
+        they are rolled out. Contiguous, as the problem's x0 otherwise; they need not be finite.
         ``spent``: iterations, rollouts and sweeps that were made before."""
 
-    def further(self, answer: Answer, most: int) -> Answer:
+    def further(self, answer: Answer, steps: Steps) -> Answer:
         """More iterations from where an answer that is not finished got to; its rows alone."""
 
     def renew(self, problem: Problem) -> bool:

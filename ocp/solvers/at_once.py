@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ocp import engines
-from ocp.engines.base import ROWS, Answer, Whole
-from ocp.problem import Problem
+from ocp.engines.base import ROWS, Answer, Steps, Whole
+from ocp.problem import Problem, Stages
 from ocp.report import sentence
 from ocp.solution import Policy, Solution, Status, Value
 from ocp.solvers.certificate import flat_bound, judged
+from ocp.solvers.decide import Limits
 from ocp.solvers.dynamic_programming import ILQR
 from ocp.solvers.loop import Solver, State
 from ocp.solvers.run import LONG, first_chunk
@@ -28,11 +29,11 @@ class History(Mapping[str, Tensor]):
     """The history of steps that were made in a few calls; columns are made when asked for.
 
     Attributes:
-        rows: (steps, len(ROWS)).
+        answers: of each call.
         spans: steps, when they began and ended, of each call. Its time is divided evenly.
     """
 
-    rows: Tensor
+    answers: tuple[Answer, ...]
     spans: tuple[tuple[int, float, float], ...]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -44,13 +45,22 @@ class History(Mapping[str, Tensor]):
         return column != 0 if name in TRUTHS else column
 
     def __iter__(self) -> Iterator[str]:
-        return iter((*ROWS, "seconds") if len(self.rows) > 0 else ("seconds",))
+        return iter((*ROWS, "seconds") if self.steps > 0 else ("seconds",))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def __repr__(self) -> str:
         return repr(dict(self))
+
+    @property
+    def steps(self) -> int:
+        return sum(steps for steps, _, _ in self.spans)
+
+    @property
+    def rows(self) -> Tensor:
+        """(steps, len(ROWS))."""
+        return torch.cat([a.rows for a in self.answers])
 
     @property
     def seconds(self) -> tuple[float, ...]:
@@ -62,7 +72,7 @@ class History(Mapping[str, Tensor]):
         )
 
     def then(self, later: History) -> History:
-        return History(torch.cat((self.rows, later.rows)), self.spans + later.spans)
+        return History(self.answers + later.answers, self.spans + later.spans)
 
 
 @dataclass
@@ -71,6 +81,7 @@ class AtOnce:
 
     solver: Solver
     problem: Problem
+    limits: Limits
     solve: Whole
     answer: Answer
     history: History
@@ -81,16 +92,21 @@ class AtOnce:
         return self.answer.finished
 
     @property
+    def closed(self) -> bool:
+        """Whether the trajectory has no gaps."""
+        return self.answer.reals.gap <= self.limits.gap_tolerance
+
+    @property
     def goes_on(self) -> bool:
         """Whether it was only the number of steps that ended the last call."""
         steps, _, _ = self.history.spans[-1]
-        return self.answer.counts["status"] == Status.RUNNING and steps == self.asked
+        return self.answer.counts.status == Status.RUNNING and steps == self.asked
 
     @property
     def spent(self) -> tuple[int, int, int]:
         """Iterations, roll-outs and sweeps."""
         counts = self.answer.counts
-        return counts["iterations"], counts["rollouts"], counts["sweeps"]
+        return counts.iterations, counts.rollouts, counts.sweeps
 
     def after(self, earlier: History) -> AtOnce:
         """The same with steps before it."""
@@ -115,28 +131,28 @@ class AtOnce:
         least = usual_chunk(self.solve, self.problem)
         most = max(2 * self.asked, least) if end - begin < LONG else max(1, self.asked // 2)
         start = time.perf_counter()
-        answer = self.solve.further(self.answer, most)
+        answer = self.solve.further(self.answer, Steps(most))
         history = timed(answer, begun, start)
-        made = AtOnce(self.solver, self.problem, self.solve, answer, history, most)
+        made = AtOnce(self.solver, self.problem, self.limits, self.solve, answer, history, most)
         made.learn()
         return made.after(self.history)
 
     def state(self) -> State:
         """As the solver's own steps would have left it."""
         a, x0 = self.answer, self.problem.x0
-        reals = {k: x0.new_full((1,), v) for k, v in a.reals.items()}
-        counts = {k: torch.tensor([v]) for k, v in a.counts.items()}
+        reals = {k: x0.new_full((1,), v) for k, v in a.reals._asdict().items()}
+        counts = {k: torch.tensor([v]) for k, v in a.counts._asdict().items()}
         counts["second_order"] = counts["second_order"] != 0
-        open_gaps = a.gaps is not None and a.reals["gap"] > 0
+        open_gaps = a.gaps is not None and a.reals.gap > 0
         block = {k: v[:, None] for k, v in self.history.items() if k != "seconds"}
         return State(
             engine=engines.make(self.problem, self.solver.engine),
-            xs=a.xs[:, None],
-            us=a.us[:, None],
+            xs=a.part("xs")[:, None],
+            us=a.part("us")[:, None],
             gaps=a.gaps[:, None] if open_gaps and a.gaps is not None else None,
             costates=None,
             rows=(block,) if block else (),
-            feedback=(a.K if a.feedback is None else a.feedback)[:, None],
+            feedback=(a.part("K") if a.feedback is None else a.feedback)[:, None],
             **reals,
             **counts,
         )
@@ -144,36 +160,60 @@ class AtOnce:
     def solution(self, seconds: float) -> Solution:
         """What `Solver.result` says of a finished state; ``seconds`` for the whole solve."""
         a, problem = self.answer, self.problem
-        told = a.told.tolist()
-        tolerance = self.solver.rules.tolerances(a.told.dtype)[0]
-        code = judged(a.counts["status"], a.indefinite, told[1], tolerance)
-        facts = told[1], told[3], a.indefinite, a.failed, told[0], a.reals["damping"]
-        cost, residual, hamiltonian, gap, _, _ = a.told.unbind()
-        iterations, rollouts, sweeps = torch.tensor(self.spent).unbind()
-        bounds: dict[str, Any] = {}
-        if problem.lower is not None and problem.upper is not None:
-            bounds = {"lower": flat_bound(problem.lower), "upper": flat_bound(problem.upper)}
-        return Solution(
-            states=a.xs,
-            controls=a.us,
-            costates=a.costates,
-            cost=cost,
-            policy=Policy(states=a.xs.clone(), controls=a.us.clone(), k=a.k, K=a.K, **bounds),
-            value=Value(a.vx, a.vxx),
+        code = judged(a.counts.status, a.indefinite, a.told[1], self.limits.tolerance)
+        return Solution.made_when_read(
+            MAKERS,
+            Finished(a, code, problem.lower, problem.upper),
             status=code,
-            message=sentence(code, *facts, a.counts["iterations"]),
-            residual=residual,
-            hamiltonian_residual=hamiltonian,
-            gap=gap,
-            iterations=iterations,
-            rollouts=rollouts,
-            sweeps=sweeps,
             history=self.history,
             seconds=seconds,
             method=self.solver.name,
             engine="native",
             problem_name=problem.name,
+            extra={},
         )
+
+
+class Finished(NamedTuple):
+    """What the fields of a solution are made of."""
+
+    answer: Answer
+    code: Status
+    lower: Stages | None
+    upper: Stages | None
+
+    def number(self, k: int) -> Tensor:
+        block = self.answer.block
+        return torch.tensor(self.answer.told[k], dtype=block.dtype, device=block.device)
+
+    def policy(self) -> Policy:
+        bounds: dict[str, Any] = {}
+        if self.lower is not None and self.upper is not None:
+            bounds = {"lower": flat_bound(self.lower), "upper": flat_bound(self.upper)}
+        xs, us, k, K = map(self.answer.part, ("policy_xs", "policy_us", "k", "K"))
+        return Policy(states=xs, controls=us, k=k, K=K, **bounds)
+
+    def message(self) -> str:
+        a = self.answer
+        facts = a.told[1], a.told[3], a.indefinite, a.failed, a.told[0], a.reals.damping
+        return sentence(self.code, *facts, a.counts.iterations)
+
+
+MAKERS: dict[str, Callable[[Finished], Any]] = {
+    "states": lambda of: of.answer.part("xs"),
+    "controls": lambda of: of.answer.part("us"),
+    "costates": lambda of: of.answer.part("costates"),
+    "cost": lambda of: of.number(0),
+    "policy": Finished.policy,
+    "value": lambda of: Value(of.answer.part("vx"), of.answer.part("vxx")),
+    "message": Finished.message,
+    "residual": lambda of: of.number(1),
+    "hamiltonian_residual": lambda of: of.number(2),
+    "gap": lambda of: of.number(3),
+    "iterations": lambda of: torch.tensor(of.answer.counts.iterations),
+    "rollouts": lambda of: torch.tensor(of.answer.counts.rollouts),
+    "sweeps": lambda of: torch.tensor(of.answer.counts.sweeps),
+}
 
 
 def plain(kind: type[Solver]) -> bool:
@@ -188,7 +228,8 @@ def usual_chunk(solve: Whole, problem: Problem) -> int:
 
 def timed(answer: Answer, begun: float, start: float) -> History:
     """The history of a call that is just over."""
-    return History(answer.rows, ((len(answer.rows), begun, begun + time.perf_counter() - start),))
+    span = answer.steps, begun, begun + time.perf_counter() - start
+    return History((answer,), (span,))
 
 
 def at_once(
@@ -196,13 +237,14 @@ def at_once(
     problem: Problem,
     controls: Any,
     states: Any,
-    most: int | None = None,
+    steps: Steps | None = None,
     spent: Sequence[int] = (0, 0, 0),
     begun: float = 0.0,
 ) -> AtOnce | None:
-    """Up to ``most`` iterations in one call; None where they are made one by one.
+    """Iterations in one call; None where they are made one by one.
 
     Args:
+        steps: how many; None for what is usual.
         spent: iterations, roll-outs and sweeps made before.
         begun: seconds since the solve began.
 
@@ -219,16 +261,15 @@ def at_once(
     if solve is None:
         return None
     T, n, m = problem.horizon, problem.state_dims[0], problem.control_dims[0]
-    us = problem.x0.new_zeros(T, m) if controls is None else controls
-    for given, shape in ((us, (T, m)), (states, (T + 1, n))):
+    for given, shape in ((controls, (T, m)), (states, (T + 1, n))):
         if given is not None and not usable(given, shape, problem.x0):
             return None
-    asked, start = most or usual_chunk(solve, problem), time.perf_counter()
-    answer = solve(us, states, asked, spent)
-    if answer.counts["status"] == Status.NON_FINITE:
+    asked, start = steps or Steps(usual_chunk(solve, problem)), time.perf_counter()
+    answer = solve(controls, states, asked, spent)
+    if answer.counts.status == Status.NON_FINITE:
         return None
     history = timed(answer, begun + start - before, start)  # compiling is none of its time
-    made = AtOnce(solver, problem, solve, answer, history, asked)
+    made = AtOnce(solver, problem, recipe.limits, solve, answer, history, asked.most)
     made.learn()
     return made
 

@@ -66,7 +66,7 @@ class PMP(Solver):
             return None
         limits = self.own_rules.limits(state.cost.dtype)
         pairs = self.pairs if self.search == "lbfgs" else 0
-        return Recipe(0, False, self.trials, tuple(limits), pairs)
+        return Recipe(0, False, self.trials, limits, pairs)
 
     def direction(self, state: State, expansion: Expansion) -> Direction:
         """One backward recursion of the costates; the step keeps within the bounds up to size 1.

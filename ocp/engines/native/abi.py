@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable
-from ctypes import Structure, c_int64, c_void_p
+from ctypes import Structure, c_double, c_int64, c_void_p
 from typing import NamedTuple
+
+from ocp.engines.base import Counts, Reals
 
 
 def fields(text: str) -> list[tuple[str, type]]:
-    """``name:kind`` words, kind p for an address and i for an int64."""
-    kinds: dict[str, type] = {"p": c_void_p, "i": c_int64}
+    """``name:kind`` words, kind p for an address, i for an int64 and d for a double."""
+    kinds: dict[str, type] = {"p": c_void_p, "i": c_int64, "d": c_double}
     return [(name, kinds[kind]) for name, kind in (word.split(":") for word in text.split())]
 
 
@@ -85,11 +87,10 @@ class Again(Structure):
 class Whole(Structure):
     """Of ``ocp_whole``; see whole.h for shapes."""
 
-    _fields_ = fields("x0:p us:p states:p out:p iterate:p facts:p goes_on:i")
+    _fields_ = fields("x0:p us:p states:p out:p iterate:p facts:p told:p goes_on:i half:i enough:d")
 
 
-REALS = ("cost", "gap", "start_cost", "damping", "penalty", "residual")
-COUNTS = ("second_order", "weak", "status", "iterations", "rollouts", "sweeps")
+REALS, COUNTS = Reals._fields, Counts._fields
 
 
 class Info(NamedTuple):

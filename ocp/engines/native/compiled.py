@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -137,7 +137,7 @@ def forget(problem: Problem) -> None:
 
 def unsupported(problem: Problem) -> str:
     """Why a problem cannot be compiled, told without tracing; empty if it may be."""
-    if problem.x0.device.type not in ("cpu", "cuda"):
+    if not (problem.x0.is_cpu or problem.x0.is_cuda):
         return f"tensors on {problem.x0.device}: compiled programs run on CPUs and NVIDIA GPUs"
     if problem.x0.dtype not in REAL:
         return f"dtype {problem.x0.dtype}"
@@ -177,7 +177,7 @@ def make(problem: Problem, functions: tuple[Any, ...]) -> Compiled:
 
 
 def form_of(problem: Problem) -> grid.Form | None:
-    if problem.x0.device.type == "cpu":
+    if problem.x0.is_cpu:
         return None
     d = sum(stagewise.sizes(problem))
     return grid.form(d, problem.batch, grid.processors(problem.x0.device))
@@ -216,23 +216,24 @@ def decide(trials: int, dtype: torch.dtype) -> str:
 # -- identity --------------------------------------------------------------------------------------
 def key_of(problem: Problem) -> tuple[Any, ...]:
     """What a program depends on beside values: functions, sizes, kinds of data."""
-
-    def shapes(data: Any, skip: int) -> tuple[Any, ...]:
-        return tuple((k, tuple(v.shape[skip:]), v.dtype) for k, v in data.items())
-
+    shared, own = problem.parameters, problem.per_problem
     return (
         id(problem.dynamics),
         id(problem.cost),
         *sizes_of(problem),
         problem.horizon,
         problem.x0.dtype,
-        str(problem.x0.device),
+        problem.x0.device,
         form_of(problem) or problem.batch == 1,
         problem.shared_controls,
         problem.lower is not None,
-        shapes(problem.parameters, 0),
-        shapes(problem.per_problem, 1),
+        shapes(shared, 0) if shared else (),
+        shapes(own, 1) if own else (),
     )
+
+
+def shapes(data: Mapping[str, Tensor], skip: int) -> tuple[Any, ...]:
+    return tuple((k, tuple(v.shape[skip:]), v.dtype) for k, v in data.items())
 
 
 def sizes_of(problem: Problem) -> tuple[Any, ...]:

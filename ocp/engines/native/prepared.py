@@ -17,7 +17,7 @@ from ocp.engines.native import abi
 from ocp.engines.native.calls import INT
 from ocp.engines.native.emit import Program
 from ocp.engines.native.engine import Native, recipe_numbers
-from ocp.engines.native.whole import renewed
+from ocp.engines.native.whole import Numbers
 from ocp.problem import Problem
 from ocp.solution import Status
 
@@ -47,7 +47,7 @@ class Prepared:
     ) -> None:
         T, B, n, m = engine.sizes
         self.engine, self.program = engine, program
-        self.sources = program.par.ordered()
+        self.numbers = Numbers(engine)
         self.x0 = engine.x0.clone()
         self.xs, self.us = engine.new(T + 1, B, n), engine.new(T, B, m)
         self.K = engine.new(T, B, m, n)
@@ -90,7 +90,7 @@ class Prepared:
 
     def renew(self, problem: Problem) -> bool:
         """Read the numbers of its program anew; False where it needs another program."""
-        return not self.program.stale() and renewed(self.engine, self.sources, problem)
+        return not self.program.stale() and self.numbers.renew(problem)
 
     def begins_at(self, x0: Tensor) -> bool:
         """Take a state; False where it is another kind of tensor or not finite."""
