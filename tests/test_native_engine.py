@@ -196,7 +196,11 @@ def test_functions_that_eager_cannot_differentiate_are_refused_by_name(monkeypat
     monkeypatch.setenv("OCP_ENGINE", "auto")
     body = lambda x, u: x + 0.1 * torch.tanh(x) * u.sum()
     f = lambda x, u, t: checkpoint(body, x, u, use_reentrant=False)
-    problem = ocp.Problem(f, quadratic(), [1.0, 2.0], 3, 1)
+    try:
+        problem = ocp.Problem(f, quadratic(), [1.0, 2.0], 3, 1)
+    except ValueError as error:  # PyTorch before 2.13 cannot even batch them
+        assert "does not have vmap support" in str(error)
+        return
     with pytest.raises(Refused, match=r"compared with, fails.*RuntimeError.*test_native_engine"):
         engines.make(problem, "native")
     with (

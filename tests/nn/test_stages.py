@@ -206,6 +206,17 @@ def test_leaves_stay_whole_and_unknown_ones_are_refused():
         network(model, draw(3, 4), leaves=["2"])
 
 
+def test_an_error_without_a_text_is_told_by_its_kind():
+    class Picky(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if not isinstance(x, Tensor):
+                raise NotImplementedError
+            return x
+
+    with pytest.raises(StageError, match=r"cannot trace Picky.forward: NotImplementedError\."):
+        network(Picky(), draw(2, 4))
+
+
 def test_tracing_leaves_no_trace_on_the_model():
     class Constant(nn.Module):
         def __init__(self) -> None:
