@@ -27,7 +27,7 @@ from zoo import (
 )
 
 import ocp_nn
-from ocp_nn.layers import uniform
+from ocp_nn.layers import StageError, uniform
 
 
 def network(model: nn.Module, x: Tensor, **options: object) -> ocp_nn.Network:
