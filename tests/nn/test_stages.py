@@ -207,14 +207,14 @@ def test_leaves_stay_whole_and_unknown_ones_are_refused():
 
 
 def test_an_error_without_a_text_is_told_by_its_kind():
-    class Picky(nn.Module):
+    class Picky(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             if not isinstance(x, Tensor):
                 raise NotImplementedError
-            return x
+            return super().forward(x)
 
     with pytest.raises(StageError, match=r"cannot trace Picky.forward: NotImplementedError\."):
-        network(Picky(), draw(2, 4))
+        network(Picky(4, 3).double(), draw(2, 4))
 
 
 def test_tracing_leaves_no_trace_on_the_model():
