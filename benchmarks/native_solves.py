@@ -270,7 +270,7 @@ def planned(
         begin = time.process_time()
         ocp.solve(used, method, engine="eager", max_iterations=2, **start_)
         each = (time.process_time() - begin) / 3  # its ends take about as long as an iteration
-        fit = min(most, max(10, int(limit / each)))
+        fit = int(min(most, max(10, limit / each)))
         expected = each * min(fit, int(native.iterations))
         found.append(Planned(expected, name, problem, method, kind, fit))
     return sorted(found, key=lambda solve: solve.seconds)
