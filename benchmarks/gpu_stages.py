@@ -112,7 +112,7 @@ def programs(device: str, sizes: Sizes) -> Iterator[Figure]:
     texts = dict(wanted)
     begin = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        list(pool.map(lambda pair: load(*pair, torch.device(device)), texts.items()))
+        list(pool.map(lambda text: load(text, texts[text], torch.device(device)), texts))
     yield Figure("compiling", time.perf_counter() - begin, "s", f"{len(texts)} programs at a time")
     for count in sizes.batches:
         report = cartpoles(count, device).compile_report().splitlines()

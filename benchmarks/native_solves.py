@@ -1,8 +1,8 @@
 """Whole solves of the native engine against the eager one: trajectories, or status and cost.
 
     python benchmarks/native_solves.py [--problems a,b] [--cases CASES_DIR] [--methods ilqr,ddp]
-                                       [--kinds plain,bounds,states] [--iterations 300] [--out F]
-                                       [--table | --explain]
+                                       [--kinds plain,bounds,states] [--iterations 300]
+                                       [--seconds S] [--out F] [--table | --explain]
 
 Kinds of solves: `plain` from given controls; `bounds` with controls held to a part of what the
 plain solution uses (a problem's own bounds are kept); `states` from states that do not follow from
@@ -13,22 +13,27 @@ A row says where two solves part: the first iteration at which another step size
 is chosen, and how far costs and residuals of the iterations before it were apart. `--explain` sets
 beside every row that is not equal what the native engine does against itself, from starts whose
 controls differ in their last bits: where that parts as early, rounding is amplified by the problem.
+
+The cheap solves come first: the native engine says how many iterations a solve takes, two of the
+eager engine how long they take there. With `--seconds` a solve that would take longer has as many
+iterations, in both engines, as fit.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import ocp
 from ocp.problems.registry import REGISTRY
 
-METHODS = ("ilqr", "ddp", "newton", "pmp")
+METHODS = ("ilqr", "ddp", "newton", "pmp", "msa", "emsa", "indirect")
 KINDS = ("plain", "bounds", "states")
 SHARE = 0.6  # of the largest control of the plain solution, that the bounds leave
 EXACT, SAME = 1e-9, 1e-6
@@ -53,15 +58,17 @@ def arguments(
     """The problem of a kind of solve with its start; None where there is no such kind."""
     us = start(problem)
     if kind == "plain":
-        return problem, {"controls": us}
+        knows = method != "indirect" or problem.lower is None
+        return (problem, {"controls": us}) if knows else None
     if kind == "states":
-        if not problem.uniform or method == "pmp":
+        solver: Any = ocp.METHODS[method]
+        if not problem.uniform or not solver.accepts_gaps:
             return None
         x0, T = problem.x0.reshape(-1, problem.state_dims[0])[0], problem.horizon
         goal = x0.new_zeros(len(x0)) if problem.goal is None else problem.goal.reshape(-1)
         part = torch.linspace(0, 1, T + 1, dtype=x0.dtype)[:, None]
         return problem, {"controls": us, "states": x0 + 0.5 * part * (goal - x0)}
-    if problem.lower is not None or not problem.uniform:
+    if method == "indirect" or problem.lower is not None or not problem.uniform:
         return None
     free = ocp.solve(problem, "ilqr", controls=us, engine="native", max_iterations=100)
     most = SHARE * free.controls.abs().reshape(-1, problem.control_dims[0]).amax(0)
@@ -97,11 +104,14 @@ def compare(problem: ocp.Problem, method: str, kind: str, most: int) -> dict[str
         "states": difference(native.states, eager.states),
         "controls": difference(native.controls, eager.controls),
         "ran": native.engine,
+        "most": most,
         **parting(eager.history, native.history),
     }
 
 
-def parting(eager: dict[str, torch.Tensor], native: dict[str, torch.Tensor]) -> dict[str, Any]:
+def parting(
+    eager: Mapping[str, torch.Tensor], native: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
     """The first iteration with another decision, None if there is none, and what went before.
 
     ``apart``: log10 of the largest of the differences of cost and residual, relative to the eager
@@ -155,7 +165,7 @@ def from_last_bits_away(
     return rows
 
 
-def explained(rows: list[dict[str, Any]], problems: dict[str, ocp.Problem], most: int) -> str:
+def explained(rows: list[dict[str, Any]], problems: dict[str, ocp.Problem]) -> str:
     """A line for each row that is not equal: eager and native, and native against itself."""
     lines = [
         "| problem | kind | method | iterations | part at | cost | trajectory "
@@ -165,7 +175,7 @@ def explained(rows: list[dict[str, Any]], problems: dict[str, ocp.Problem], most
     for row in rows:
         if verdict(row) == "equal" or row["problem"] not in problems:
             continue
-        own = from_last_bits_away(problems[row["problem"]], row["method"], row["kind"], most)
+        own = from_last_bits_away(problems[row["problem"]], row["method"], row["kind"], row["most"])
         span = lambda name, own=own: [r[name] for r in own if r[name] is not None] or ["never"]
         eager, native = row["cost"]
         cells = [
@@ -224,7 +234,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 def cell(row: dict[str, Any]) -> str:
     found, (eager, native) = verdict(row), row["cost"]
     if found == "equal":
-        return f"equal, {max(row['states'], row['controls']):.0e}"
+        unfinished = f" at {row['iterations'][0]}" if row["status"][0] == "MAX_ITERATIONS" else ""
+        return f"equal{unfinished}, {max(row['states'], row['controls']):.0e}"
     away = f"{abs(native - eager) / max(abs(eager), 1e-12):.0e}"
     if found == "cut":
         return f"cut at {row['iterations'][0]}, cost {away}"
@@ -234,6 +245,37 @@ def cell(row: dict[str, Any]) -> str:
     return f"**differs**, cost {away}, {statuses}, iterations {row['iterations']}"
 
 
+class Planned(NamedTuple):
+    """A solve, what it is expected to take in the eager engine, and its limit of iterations."""
+
+    seconds: float
+    name: str
+    problem: ocp.Problem
+    method: str
+    kind: str
+    most: int
+
+
+def planned(
+    solves: Iterable[tuple[str, ocp.Problem, str, str]], most: int, limit: float
+) -> list[Planned]:
+    """The solves that exist, the cheapest first; ``limit`` in seconds for each."""
+    found = []
+    for name, problem, method, kind in solves:
+        given = arguments(problem, kind, method)
+        if given is None:
+            continue
+        used, start_ = given
+        native = ocp.solve(used, method, engine="native", max_iterations=most, **start_)
+        begin = time.process_time()
+        ocp.solve(used, method, engine="eager", max_iterations=2, **start_)
+        each = (time.process_time() - begin) / 3  # its ends take about as long as an iteration
+        fit = int(min(most, max(10, limit / each)))
+        expected = each * min(fit, int(native.iterations))
+        found.append(Planned(expected, name, problem, method, kind, fit))
+    return sorted(found, key=lambda solve: solve.seconds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", default="")
@@ -241,6 +283,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--iterations", type=int, default=300)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="limit of one solve")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--explain", action="store_true")
@@ -255,22 +298,24 @@ def main() -> None:
     done = {(r["problem"], r["method"], r["kind"]) for r in rows}
     problems = list(reference(options.cases) if options.cases else classic())
     if options.explain:
-        print(explained(rows, dict(problems), options.iterations))
+        print(explained(rows, dict(problems)))
         return
     wanted = options.problems.split(",") if options.problems else [name for name, _ in problems]
-    for method in options.methods.split(","):
-        for kind in options.kinds.split(","):
-            for name, problem in problems:
-                if name not in wanted or (name, method, kind) in done:
-                    continue
-                row = compare(problem, method, kind, options.iterations)
-                if row is None:
-                    continue
-                row = {"problem": name, **row}
-                print(f"{name:22s} {method:7s} {kind:7s} {cell(row)}", flush=True)
-                if options.out:
-                    with options.out.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
+    solves = (
+        (name, problem, method, kind)
+        for method in options.methods.split(",")
+        for kind in options.kinds.split(",")
+        for name, problem in problems
+        if name in wanted and (name, method, kind) not in done
+    )
+    for solve in planned(solves, options.iterations, options.seconds):
+        row = compare(solve.problem, solve.method, solve.kind, solve.most)
+        assert row is not None
+        row = {"problem": solve.name, **row}
+        print(f"{solve.name:22s} {solve.method:8s} {solve.kind:7s} {cell(row)}", flush=True)
+        if options.out:
+            with options.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

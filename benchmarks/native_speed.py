@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def median(work: Callable[[], Any], repeats: int, clock: Callable[[], float]) ->
     return statistics.median(seconds)
 
 
-def median_of(works: list[Callable[[], Any]], repeats: int) -> list[float]:
+def median_of(works: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
     """Seconds of CPU of each, taken in turn."""
     seconds: list[list[float]] = [[] for _ in works]
     for _ in range(repeats):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ocp_nn import DDPOptimizer
-from ocp_nn.optimizer import DivergedError
+from ocp_nn.divergence import DivergedError
 from ocp_nn.statistics import METRICS
 
 FORMS = ("proximal", "paper", "stagewise", "gradient")

@@ -18,6 +18,7 @@ import resource
 import subprocess
 import sys
 import time
+from typing import Any
 
 import torch
 
@@ -41,7 +42,8 @@ def measured(options: argparse.Namespace) -> dict[str, object]:
     problem = ocp_nn.compile(model, "cross_entropy", x, y)
     solver = BatchDDP(damping=1.0, mini_batch=True, linear_solver=options.solvers)
     state = solver.init(problem, ocp_nn.initial_controls(problem))
-    chosen = solver.chosen(state.engine.expand(state.xs, state.us))
+    engine: Any = state.engine
+    chosen = solver.chosen(engine.expand(state.xs, state.us))
     state = solver.init(problem, ocp_nn.initial_controls(problem))  # nothing kept from before
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with Live() as live:

@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for device in options.device.split(","):
         for count in map(int, options.batches.split(",")):
             problem = batch_of(count, device, getattr(torch, options.dtype))

@@ -20,6 +20,7 @@ from ocp.cli_input import (
     UserError,
     describe,
     drawable,
+    folder,
     load_problem,
     load_solution,
     method_names,
@@ -207,8 +208,7 @@ def compare(
         check_study(sizes, samples, kind, factor=2.0)
         if animate and out is None:
             raise UserError("--animate needs --out, the folder to write the GIF to.")
-        if out is not None and out.exists() and not out.is_dir():
-            raise UserError(f"--out {out}: this is a file, a folder is needed.")
+        folder(out)
         if out is not None:
             need("matplotlib", "plot", "--out")
         arguments = rules(max_iterations, tolerance, None)

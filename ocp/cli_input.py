@@ -279,6 +279,12 @@ def method_names(text: str, known: Iterable[str]) -> list[str]:
     return names
 
 
+def folder(out: Path | None) -> None:
+    """Refuse, before the work, what cannot be a folder of results."""
+    if out is not None and out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: this is a file, a folder is needed.")
+
+
 def output(path: Path | None, option: str, suffixes: Sequence[str], needs: str = "") -> None:
     """Refuse, before a long solve, a file that could not be written after it.
 

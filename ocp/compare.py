@@ -279,31 +279,7 @@ def compare(
     # Explicit zeros: all methods start at one point, which `ocp.solve` may choose better.
     first = zeros(problem) if controls is None else controls
     layout.controls_in(problem, first)
-    solutions: dict[str, Solution] = {}
-    curves: dict[str, Curve] = {}
-    refused: dict[str, str] = {}
-    for name, (solver, given) in calls.items():
-        if any(interrupted(s) for s in solutions.values()):
-            refused[name] = "not run after Ctrl-C"
-            continue
-        start = given if "starts" in given else {"controls": first} | given
-        counter = Counter()
-        try:
-            if warm_up:
-                prepare(problem, solver, first)
-            solution = solve(
-                problem,
-                solver,
-                engine=solver.engine,
-                callback=counter,
-                progress=progress,
-                **start,
-            )
-        except ValueError as error:
-            refused[name] = str(error)
-            continue
-        solutions[name] = solution
-        curves[name] = curve(problem, solution, counter)
+    solutions, curves, refused = in_turn(problem, calls, first, warm_up, progress)
     if not solutions:
         reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
         raise ValueError(f"no method takes this problem. {reasons}")
@@ -320,6 +296,37 @@ def compare(
 
 
 # -- pieces ------------------------------------------------------------------------------------
+def in_turn(
+    problem: Problem,
+    calls: Mapping[str, tuple[Solver, Row]],
+    first: Any,
+    warm_up: bool,
+    progress: bool | None,
+) -> tuple[dict[str, Solution], dict[str, Curve], dict[str, str]]:
+    """By name: solutions, curves, and the reasons of those that were not run or refused."""
+    solutions: dict[str, Solution] = {}
+    curves: dict[str, Curve] = {}
+    refused: dict[str, str] = {}
+    for name, (solver, given) in calls.items():
+        if any(interrupted(s) for s in solutions.values()):
+            refused[name] = "not run after Ctrl-C"
+            continue
+        start = given if "starts" in given else {"controls": first} | given
+        counter = Counter()
+        try:
+            if warm_up:
+                prepare(problem, solver, first)
+            solution = solve(
+                problem, solver, engine=solver.engine, callback=counter, progress=progress, **start
+            )
+        except ValueError as error:
+            refused[name] = str(error)
+            continue
+        solutions[name] = solution
+        curves[name] = curve(problem, solution, counter)
+    return solutions, curves, refused
+
+
 def named(methods: Iterable[str | Solver]) -> dict[str, str | Solver]:
     """Methods by name; the second of a name is "name 2"."""
     result: dict[str, str | Solver] = {}

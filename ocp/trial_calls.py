@@ -161,6 +161,12 @@ def refuse(what: str, error: Exception, hint: str | None = None) -> NoReturn:
     raise ValueError(f"{what}: {reason} {hint or advice(error)}") from error
 
 
+def first_sentence(error: BaseException) -> str:
+    """Kind and first line of an error, which may say nothing."""
+    lines = str(error).strip().splitlines()
+    return ": ".join([type(error).__name__, *lines[:1]])
+
+
 def in_short(text: str) -> str:
     """The first line; PyTorch's longest ones in fewer words."""
     for words, short in (

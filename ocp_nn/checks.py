@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
+from ocp.trial_calls import first_sentence
 from ocp_nn.layers import StageError
 from ocp_nn.losses import FunctionLoss, Loss
 from ocp_nn.stages import Network, Stage
@@ -155,7 +156,7 @@ def check_stage(stage: Stage, what: str, X: Tensor, u: Tensor, after: Tensor) ->
     except RuntimeError as error:
         raise StageError(
             f"{what} cannot be a stage: torch.func cannot batch or differentiate it "
-            f"({str(error).strip().splitlines()[0]})."
+            f"({first_sentence(error)})."
         ) from error
 
 
@@ -170,7 +171,7 @@ def check_loss(
         loss.check_curvature(outputs, targets)
     except RuntimeError as error:
         raise ValueError(
-            f"loss cannot be batched or differentiated twice: {str(error).strip().splitlines()[0]}"
+            f"loss cannot be batched or differentiated twice: {first_sentence(error)}"
         ) from error
     check_mean(values.detach(), given, outputs, targets, out_shape)
 

@@ -13,7 +13,7 @@ import torch
 import typer
 
 import ocp_nn
-from ocp.cli_input import UserError, method_names, readable
+from ocp.cli_input import UserError, folder, method_names, readable
 from ocp.cli_output import print_json, report_files, show
 from ocp.extras import need
 from ocp_nn.baselines.registry import OPTIMIZERS, make_optimizer
@@ -31,7 +31,15 @@ from ocp_nn.cli_input import (
     settings_from,
     write_settings,
 )
-from ocp_nn.cli_output import CsvLog, Line, PrintedRows, TensorBoardLog, facts, write_result
+from ocp_nn.cli_output import (
+    CsvLog,
+    Line,
+    PrintedRows,
+    TensorBoardLog,
+    facts,
+    write_result,
+    write_study,
+)
 from ocp_nn.experiments import checkpoint
 from ocp_nn.experiments.study import compare as compare_optimizers
 from ocp_nn.experiments.training import Result, Status
@@ -220,8 +228,7 @@ def compare(
         settings = settings_from(given)
         if out is not None:
             need("matplotlib", "plot", "--out")
-            if out.exists() and not out.is_dir():
-                raise UserError(f"--out {out}: this is a file, a folder is needed.")
+            folder(out)
         data = dataset(settings)
         line = None if quiet or as_json else Line()
 
@@ -241,14 +248,7 @@ def compare(
         finally:
             if line is not None:
                 line.close()
-        files = []
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            table = out / "table.txt"
-            table.write_text(f"{study.table()}\n", "utf-8")
-            files = [table, study.to_csv(out / "epochs.csv"), study.to_json(out / "study.json")]
-            files.append(study.plot(out / "curves.png"))
-    written = [str(file) for file in files]
+        written = [] if out is None else write_study(out, study)
     if as_json:
         print_json({"title": study.title, "rows": study.rows(), "files": written})
     elif not quiet:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ocp.cli_input import UserError, guarded, load_file, parse, suggest
+from ocp.cli_input import UserError, folder, guarded, load_file, parse, suggest
+from ocp.trial_calls import first_sentence
 from ocp_nn.baselines.registry import OPTIMIZERS
 from ocp_nn.data import SETS, Data, load
 from ocp_nn.experiments.models import cnn, mlp
@@ -56,8 +57,7 @@ class Settings:
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
-            first = str(error).splitlines()[0]
-            raise UserError(f"--device {self.device}: {first}") from error
+            raise UserError(f"--device {self.device}: {first_sentence(error)}") from error
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -188,11 +188,8 @@ def options_by_name(texts: Sequence[str] | None, names: Sequence[str]) -> dict[s
 
 def run_folder(out: Path | None) -> None:
     """Refuse, before training, a folder that cannot take a new run."""
-    if out is None:
-        return
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: this is a file, a folder is needed.")
-    if (out / CHECKPOINT).exists():
+    folder(out)
+    if out is not None and (out / CHECKPOINT).exists():
         raise UserError(
             f"--out {out} has a run already: --resume {out} continues it; else name another folder."
         )

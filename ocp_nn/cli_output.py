@@ -13,6 +13,7 @@ from ocp.extras import installed, need
 from ocp.progress import INTERVAL, Progress
 from ocp.tables import Row, number, write_csv
 from ocp_nn.cli_input import BEST, WEIGHTS
+from ocp_nn.experiments.study import Study
 from ocp_nn.experiments.training import Result, Run
 
 COLUMNS = {
@@ -106,6 +107,15 @@ def write_result(out: Path, title: str, result: Result, weights: dict[str, Any])
 
         files.append(plot_runs(title, {title: [result.rows]}, out / "curves.png"))
     return [str(file) for file in files]
+
+
+def write_study(out: Path, study: Study) -> list[str]:
+    """Table, epochs, everything as JSON, and curves; the paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    table = out / "table.txt"
+    table.write_text(f"{study.table()}\n", "utf-8")
+    files = [table, study.to_csv(out / "epochs.csv"), study.to_json(out / "study.json")]
+    return [str(file) for file in (*files, study.plot(out / "curves.png"))]
 
 
 def facts(settings: dict[str, Any], result: Result) -> Row:

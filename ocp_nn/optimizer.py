@@ -16,11 +16,12 @@ from ocp.processes import group_of
 from ocp.solution import Status
 from ocp.solvers.loop import State
 from ocp_nn.arguments import check_number, check_precision, from_closure, plain_module
-from ocp_nn.batch_ddp import SOLVERS, BatchDDP
+from ocp_nn.batch_ddp import BatchDDP
 from ocp_nn.compile import Inputs, compile, network_of, samples_of, with_data
+from ocp_nn.continued import kept, restored, running, with_weights
 from ocp_nn.cost import Regulariser
 from ocp_nn.course import Course
-from ocp_nn.defaults import DEFAULTS, LIMITS, TERMINAL_DAMPING
+from ocp_nn.defaults import chosen
 from ocp_nn.divergence import DivergedError
 from ocp_nn.losses import BinaryCrossEntropy, CrossEntropy, Loss, make_loss
 from ocp_nn.shards import agreed, check_spread, spread_weights, summed
@@ -94,18 +95,11 @@ class DDPOptimizer(torch.optim.Optimizer):
     ) -> None:
         model = plain_module(model)
         settings = Settings(metric, statistics, decay, momentum, refresh)
-        default, untold = DEFAULTS[metric], lr is None
-        automatic = untold and damping is None
-        lr = default.lr if lr is None else lr
-        numbers = {"lr": lr, "weight_decay": weight_decay}
-        if terminal_damping is not None:
-            numbers["terminal_damping"] = terminal_damping
-        for name, value in numbers.items():
-            check_number(name, value)
-        if solver not in SOLVERS:
-            raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}.")
-        if isinstance(damping, str) and damping != "adaptive":
-            raise ValueError(f"damping must be a number or 'adaptive', got {damping!r}.")
+        check_number("weight_decay", weight_decay)
+        lr, self.solver = chosen(
+            lr, settings, form, feedback, damping, terminal_damping, solver, line_search,
+            full_batch, saturates=isinstance(make_loss(loss), CrossEntropy | BinaryCrossEntropy),
+        )  # fmt: skip
         names = {p: n for n, p in model.named_parameters() if p.requires_grad}
         if not names:
             raise ValueError("model has no trainable parameters.")
@@ -119,25 +113,6 @@ class DDPOptimizer(torch.optim.Optimizer):
                 "Freeze those that should stay: requires_grad_(False)."
             )
         self.model, self.loss, self.names = model, loss, names
-        if automatic and form in LIMITS:
-            settings = replace(settings, limit=LIMITS[form] / lr)
-        adaptive = damping == "adaptive"
-        start = default.damping if damping is None or isinstance(damping, str) else damping
-        if terminal_damping is None:
-            saturates = isinstance(make_loss(loss), CrossEntropy | BinaryCrossEntropy)
-            terminal_damping = TERMINAL_DAMPING if automatic and saturates else 0.0
-        self.solver = BatchDDP(
-            metric=settings,
-            form=form,
-            feedback=feedback,
-            damping=float(start),
-            adaptive=adaptive,
-            terminal_damping=terminal_damping,
-            linear_solver=solver,
-            mini_batch=not (line_search or full_batch),
-            rise=default.rise if automatic or (untold and adaptive) else None,
-            trials=8 if line_search else 6 if untold else 1,
-        )
         self.batch_norm, self.dropout, self.regulariser = batch_norm, dropout, regulariser
         self.group = None
         if process_group is not None:
@@ -344,18 +319,9 @@ class DDPOptimizer(torch.optim.Optimizer):
                 fresh = restored(fresh, self._restored)
                 self._restored = None
             return fresh
-        state = state._replace(
-            status=torch.full_like(state.status, int(Status.RUNNING)),
-            iterations=torch.zeros_like(state.iterations),
-            rows=(),
-        )
         if written != self._written:
-            us = [u[None] for u in network_of(problem).pack()]
-            state = state._replace(us=us)
-            if state.engine.problem is problem:
-                xs = state.engine.rollout(us)
-                state = state._replace(xs=xs, cost=state.engine.total_cost(xs, us))
-        return state
+            state = with_weights(state, problem, network_of(problem).pack())
+        return running(state)
 
     def weights_version(self) -> tuple[int, ...]:
         """Changes whenever somebody writes into a parameter."""
@@ -409,9 +375,7 @@ class DDPOptimizer(torch.optim.Optimizer):
         """Groups as torch has them, and under "ddp" what a step needs of the steps before."""
         own: dict[str, Any] = {"steps": self.steps, "reference": self.course.watch.reference}
         if self.solver_state is not None:
-            memory = self.solver_state.memory
-            own["damping"] = float(self.solver_state.damping)
-            own["memory"] = deepcopy(vars(memory)) if isinstance(memory, Memory) else None
+            own |= kept(self.solver_state)
         elif self._restored is not None:
             own |= self._restored
         return {**super().state_dict(), KEY: own}
@@ -432,14 +396,6 @@ class DDPOptimizer(torch.optim.Optimizer):
         self.steps, self.solver_state = own.pop("steps"), None
         self.course.watch.reference, self.course.watch.high = own.pop("reference"), 0
         self._restored, self._rates = own, ()
-
-
-def restored(state: State, own: dict[str, Any]) -> State:
-    if own.get("memory") is not None:
-        state = state._replace(memory=Memory(**own["memory"]))  # type: ignore[arg-type]
-    if "damping" in own:
-        state = state._replace(damping=torch.full_like(state.damping, own["damping"]))
-    return state
 
 
 def places_of(problem: Problem, model: nn.Module) -> list[Tensor]:

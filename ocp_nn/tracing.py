@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from ocp.trial_calls import first_sentence
 from ocp_nn.layers import StageError, refuse
 
 SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "type", "is_floating_point"}
@@ -80,7 +81,7 @@ def traced(model: nn.Module, inputs: int, leaves: Sequence[str] = ()) -> fx.Grap
         except Exception as error:  # as above, in the model's own forward
             raise StageError(
                 f"torch.fx cannot trace {type(model).__name__}.forward: "
-                f"{str(error).strip().splitlines()[0]}. {way_out(error)}"
+                f"{first_sentence(error)}. {way_out(error)}"
             ) from error
 
 

@@ -302,7 +302,10 @@ def test_without_typer_the_command_says_how_to_get_it():
 
 def test_a_process_solves_and_ctrl_c_keeps_the_best_iterate(folder):
     # The cost sends the interrupt itself, when the line search evaluates the second step.
-    count = """calls = 0
+    count = """import signal
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
+calls = 0
 
 
 class Cost(ocp.QuadraticCost):

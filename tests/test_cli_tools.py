@@ -62,7 +62,8 @@ def test_bench_times_what_it_names(tmp_path):
 def test_doctor_tells_what_is_missing_and_how_to_get_it(monkeypatch):
     sections = json.loads(run("doctor", "--json").stdout)
     assert sections["package"]["self-test"].startswith("passed")
-    assert sections["libraries"]["torch"] == torch.__version__
+    # Its metadata lack the build ("+cu124") for some versions.
+    assert sections["libraries"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert Path(sections["package"]["location"]) == Path(ocp.__file__).parent
     assert "typer" in run("doctor").stdout
     monkeypatch.setattr(

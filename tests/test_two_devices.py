@@ -124,6 +124,8 @@ def test_shared_controls_and_receding_horizons_stay_on_the_gpu(gpu):
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_no_network_step_mixes_devices(gpu, name):
+    if name == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch.optim.Muon came with torch 2.9")
     torch.manual_seed(0)
     batch = torch.randn(8, 6), torch.tensor([0, 1, 2, 1, 0, 0, 2, 1])
     layers = nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
@@ -196,7 +197,7 @@ class BatchStep(torch.optim.Optimizer):
         return evaluate
 
 
-class CurvatureOptimizer(torch.optim.Optimizer):
+class CurvatureOptimizer(torch.optim.Optimizer, ABC):
     """Base of our own optimisers: curvature comes from the batch, so a step needs the batch.
 
     Random numbers come from a generator of the optimiser's own, part of its state, so that a run
@@ -244,9 +245,9 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         with torch.enable_grad():
             return self.update(inputs, targets).detach()
 
+    @abstractmethod
     def update(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Change the parameters in place; the loss before that."""
-        raise NotImplementedError
 
     def carried(self) -> dict[str, Any]:
         """What else, besides torch's state and the generator, a resumed run needs."""

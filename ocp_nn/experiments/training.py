@@ -264,25 +264,16 @@ def train(
             write(row)
         keep()
 
-    status, message = Status.FINISHED, ""
     with interrupts() as pressed:
         if not run.rows:
             complete()
         guard = Guard(model, divergence, loss_of_nothing(run))
         try:
-            while run.position.epoch < epochs:
-                if exhausted(run, patience):
-                    status = Status.STOPPED
-                    message = f"{monitor} has not improved since epoch {run.position.best}."
-                    break
-                asked = epoch(run, guard, callback, pressed)
-                if run.position.batch == 0:
-                    complete()
-                if asked is not None:
-                    status = asked
-                    message = f"Ended at step {run.position.step}, {place(run)}."
-                    keep()
-                    break
+            status, message = epochs_left(
+                run, guard, patience, monitor, callback, pressed, complete
+            )
+            if run.position.batch:  # in the middle of an epoch
+                keep()
         except Diverged as error:
             # The checkpoint of the last epoch stays: the optimiser's state is no longer sound.
             status = Status.DIVERGED
@@ -290,8 +281,6 @@ def train(
                 f"Diverged at step {run.position.step}, {place(run)}: {str(error).rstrip('.')}. "
                 "The model has its last good weights."
             )
-    done = run.position.epoch  # more than asked for, where a longer run was resumed
-    message = message or f"{done} epoch{'' if done == 1 else 's'}."
     return Result(run.rows, status, message, run.position.best, run.best_weights)
 
 
@@ -303,6 +292,33 @@ def loss_of_nothing(run: Run) -> float:
     outputs = run.model.eval()(x)
     run.model.train(training)
     return float(run.loss(torch.zeros_like(outputs), y))
+
+
+def epochs_left(
+    run: Run,
+    guard: Guard,
+    patience: int | None,
+    monitor: str,
+    callback: Callback | None,
+    pressed: list[int],
+    complete: Callable[[], None],
+) -> tuple[Status, str]:
+    """Train to the end, ``complete`` called after each epoch; why it is the end, in words too.
+
+    Raises:
+        Diverged: the model is back at its last good weights.
+    """
+    while run.position.epoch < run.epochs:
+        if exhausted(run, patience):
+            best = run.position.best
+            return Status.STOPPED, f"{monitor} has not improved since epoch {best}."
+        asked = epoch(run, guard, callback, pressed)
+        if run.position.batch == 0:
+            complete()
+        if asked is not None:
+            return asked, f"Ended at step {run.position.step}, {place(run)}."
+    done = run.position.epoch  # more than asked for, where a longer run was resumed
+    return Status.FINISHED, f"{done} epoch{'' if done == 1 else 's'}."
 
 
 def place(run: Run) -> str:

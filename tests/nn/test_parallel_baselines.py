@@ -47,6 +47,8 @@ CASES = {
     "lm diagonal": Case("lm", {"scaling": "diagonal", "damping": 1.0}, loss="huber"),
     "lm primal": Case("lm", {"scaling": "diagonal"}, loss="mse", images=True),
 }
+if not hasattr(torch.optim, "Muon"):  # it came with torch 2.9
+    del CASES["muon"]
 
 
 def model_of(case: Case) -> nn.Module:
@@ -109,6 +111,6 @@ def test_batch_norm_on_a_part_of_the_batch_is_refused(parts):
 
 
 def test_a_group_needs_processes():
-    for name in ("sgd", "muon", "kfac", "kwng", "lm"):
+    for name in sorted({case.name for case in CASES.values()} - {"lbfgs"}):
         with pytest.raises(ValueError, match=r"process_group needs torch\.distributed"):
             make_optimizer(name, model_of(CASES["sgd"]), process_group="default")

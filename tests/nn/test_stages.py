@@ -27,7 +27,7 @@ from zoo import (
 )
 
 import ocp_nn
-from ocp_nn.layers import uniform
+from ocp_nn.layers import StageError, uniform
 
 
 def network(model: nn.Module, x: Tensor, **options: object) -> ocp_nn.Network:
@@ -204,6 +204,17 @@ def test_leaves_stay_whole_and_unknown_ones_are_refused():
     assert [s.layers for s in net.stages] == [("Linear",), ("Sequential",)]
     with pytest.raises(ValueError, match="no module \\['2'\\]"):
         network(model, draw(3, 4), leaves=["2"])
+
+
+def test_an_error_without_a_text_is_told_by_its_kind():
+    class Picky(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            if not isinstance(x, Tensor):
+                raise NotImplementedError
+            return super().forward(x)
+
+    with pytest.raises(StageError, match=r"cannot trace Picky.forward: NotImplementedError\."):
+        network(Picky(4, 3).double(), draw(2, 4))
 
 
 def test_tracing_leaves_no_trace_on_the_model():

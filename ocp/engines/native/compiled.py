@@ -5,19 +5,27 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ocp.engines.base import Engine
 from ocp.engines.eager import Eager
 from ocp.engines.native import abi, build, emit, grid, stagewise
-from ocp.engines.native.known import compare_all_derivatives, compare_by_autograd
-from ocp.engines.native.trace import described, first_sentence, raising_line
+from ocp.engines.native.known import (
+    all_derivatives_by_autograd,
+    all_derivatives_compiled,
+    autograd_at_some_points,
+    compiled_at,
+)
+from ocp.engines.native.trace import described, raising_line
 from ocp.engines.native.values import Untraceable
-from ocp.problem import Problem
+from ocp.problem import Problem, Stages
+from ocp.trial_calls import first_sentence
 
 TRIALS = 12  # step sizes of the compiled loop; a solver with others uses the pieces
 KEPT = 64  # programs remembered in a process
@@ -158,11 +166,10 @@ def make(problem: Problem, functions: tuple[Any, ...]) -> Compiled:
         check(problem, made, known)
     except Refused:
         raise
-    except Exception as error:  # whatever the user's functions raise under vmap and autograd
-        line = described(raising_line(error.__traceback__))
+    except Exception as error:  # a program that cannot even be compared is not used
         raise Refused(
-            "eager PyTorch, which a program is compared with, fails on its functions: "
-            f"{first_sentence(error)}" + (f" ({line})" if line else "")
+            f"the compiled program cannot be checked: {first_sentence(error)}. This is a bug of "
+            "the native engine: please report it"
         ) from error
     if not known:
         build.trust(entry)
@@ -240,7 +247,7 @@ def sizes_of(problem: Problem) -> tuple[Any, ...]:
 def check(problem: Problem, made: Compiled, known: bool = False) -> None:
     """Compare f, l, phi and all derivatives with eager ones at random points near x0.
 
-    A program that is ``known`` to be right: see `known.compare_by_autograd`.
+    A program that is ``known`` to be right: see `ocp.engines.native.known`.
 
     Raises:
         Refused: they differ.
@@ -263,12 +270,46 @@ def check(problem: Problem, made: Compiled, known: bool = False) -> None:
     if small.lower is not None and small.upper is not None:
         lower, upper = torch.as_tensor(small.lower), torch.as_tensor(small.upper)
         us = torch.minimum(torch.maximum(us, lower), upper)
+    native = native_of(small, made)
     if known:
-        return compare_by_autograd(native_of(small, made), xs, us, compare)
-    both = native_of(small, made), Eager(small)
-    compare("f", *(torch.as_tensor(engine.gaps(xs, us)) for engine in both))
-    compare("cost", *(engine.total_cost(xs, us) for engine in both))
-    compare_all_derivatives(*both, xs, us, vs, compare)
+        with asking_eager():
+            some = autograd_at_some_points(small, xs, us)
+        mine = compiled_at(native, xs, us, some)
+        for place, theirs in some.items():
+            compare(place[0], mine[place], theirs)
+        return
+    eager = Eager(small)
+    with asking_eager():
+        all_ = {
+            **values_of(eager, xs, us),
+            **all_derivatives_by_autograd(eager, xs, us, vs),
+        }
+    own = {**values_of(native, xs, us), **all_derivatives_compiled(native, xs, us, vs)}
+    for name, theirs in all_.items():
+        compare(name, own[name], theirs)
+
+
+@contextmanager
+def asking_eager() -> Iterator[None]:
+    """For what the eager engine computes: the user's functions under vmap and autograd.
+
+    Raises:
+        Refused: they fail there, with whatever error.
+    """
+    try:
+        yield
+    except Exception as error:
+        line = described(raising_line(error.__traceback__))
+        raise Refused(
+            "eager PyTorch, which a program is compared with, fails on its functions: "
+            f"{first_sentence(error)}" + (f" ({line})" if line else "")
+        ) from error
+
+
+def values_of(engine: Engine, xs: Stages, us: Stages) -> dict[str, Tensor]:
+    """Dynamics, as gaps, and costs."""
+    gaps = torch.cat([gap.reshape(-1) for gap in engine.gaps(xs, us)])
+    return {"f": gaps, "cost": engine.total_cost(xs, us)}
 
 
 def compare(name: str, ours: Tensor, theirs: Tensor) -> None:

@@ -14,7 +14,7 @@ from ocp.engines.derivatives import (
     terminal_gradient_hessian,
 )
 from ocp.engines.eager import Eager
-from ocp.engines.native.compiled import compare
+from ocp.engines.native.compiled import asking_eager, compare, values_of
 from ocp.engines.native.engine import Native
 from ocp.engines.native.stagewise import trial_points
 from ocp.problem import Problem, Stages
@@ -29,25 +29,41 @@ def check_stages(problem: Problem, engine: Native, kinds: Sequence[Sequence[int]
     Raises:
         Refused: they differ.
     """
-    eager = Eager(problem)
     xs, us, vs = random_points(problem)
-    compare("f", *(joined(e.gaps(xs, us)) for e in (engine, eager)))
-    compare("cost", *(e.total_cost(xs, us) for e in (engine, eager)))
-    ours, curvature = engine.expand(xs, us), engine.curvature_along(xs, us, vs)
-    for t in sorted({t for stages in kinds for t in (stages[0], stages[-1])}):
+    stages = sorted({t for same in kinds for t in (same[0], same[-1])})
+    with asking_eager():
+        theirs = by_autograd(Eager(problem), xs, us, vs, stages)
+    ours = compiled(engine, xs, us, vs, stages)
+    for name, value in theirs.items():
+        compare(name, ours[name], value)
+
+
+def by_autograd(
+    eager: Eager, xs: Stages, us: Stages, vs: Stages, stages: Sequence[int]
+) -> dict[str, Tensor]:
+    problem, found = eager.problem, values_of(eager, xs, us)
+    for t in stages:
         at = lambda function, *more, t=t: eager._at(function, t, xs[t], us[t], *more)
         lz, lzz = at(gradient_hessian(problem.l))
         along = at(contracted_hessian(problem.f), vs[t + 1])
-        for name, ours_t, theirs in (
-            ("fz", ours.fz[t], at(jacobian(problem.f))),
-            ("lz", ours.lz[t], lz),
-            ("lzz", ours.lzz[t], lzz),
-            ("v . f_zz", curvature(t, vs[t + 1]), along),
-        ):
-            compare(f"{name} at stage {t}", ours_t, theirs)
+        found |= named(t, at(jacobian(problem.f)), lz, lzz, along)
     phix, phixx = eager._end(terminal_gradient_hessian(problem.phi), xs[-1])
-    compare("phix", ours.phix, phix)
-    compare("phixx", ours.phixx, phixx)
+    return {**found, "phix": phix, "phixx": phixx}
+
+
+def compiled(
+    engine: Native, xs: Stages, us: Stages, vs: Stages, stages: Sequence[int]
+) -> dict[str, Tensor]:
+    found = values_of(engine, xs, us)
+    e, curvature = engine.expand(xs, us), engine.curvature_along(xs, us, vs)
+    for t in stages:
+        found |= named(t, e.fz[t], e.lz[t], e.lzz[t], curvature(t, vs[t + 1]))
+    return {**found, "phix": e.phix, "phixx": e.phixx}
+
+
+def named(t: int, fz: Tensor, lz: Tensor, lzz: Tensor, along: Tensor) -> dict[str, Tensor]:
+    values = {"fz": fz, "lz": lz, "lzz": lzz, "v . f_zz": along}
+    return {f"{name} at stage {t}": value for name, value in values.items()}
 
 
 def random_points(problem: Problem) -> tuple[Stages, Stages, Stages]:
@@ -63,7 +79,3 @@ def random_points(problem: Problem) -> tuple[Stages, Stages, Stages]:
         us = [torch.minimum(torch.maximum(u, lo), hi) for u, lo, hi in bounds]
     uniform = problem.uniform
     return pack(xs, uniform), pack(us, uniform), pack([noise(len(x)) for x in states], uniform)
-
-
-def joined(stages: Stages) -> Tensor:
-    return torch.cat([s.reshape(-1) for s in stages])

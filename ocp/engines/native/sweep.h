@@ -367,11 +367,12 @@ template <class V, class Source> OCP_FN Promise<V> sweep(const Pass<V>& pass, So
     quadratic(s, v, model);
     if (curved) add_row<tri_size(d)>(V(1), bend, model.Q);
     regularise(s, model, pass.damping, pass.on_state, uu, K);
-    if constexpr (bounded)
+    if constexpr (bounded) {  // braces: NVRTC 12.4 drops what follows a bare loop here
       for (int a = 0; a < m; ++a) {
         lo[a] = V(pass.data->lower[t * m + a]) - pass.us[t * m + a];
         hi[a] = V(pass.data->upper[t * m + a]) - pass.us[t * m + a];
       }
+    }
     auto definite = gains(uu, model.q + n, lo, hi, k, K);
     promise.failed = select(!definite & (promise.failed < V(0)), V(double(t)), promise.failed);
     if (curved && pass.hasty && !any(pass.active & !(pass.full & (promise.failed >= V(0)))))

@@ -31,6 +31,7 @@ from ocp.engines.native.recorder import Recorder
 from ocp.engines.native.values import SHARED, STAGE, STATE, Place, Untraceable, Value
 from ocp.engines.native.verify import check
 from ocp.problem import Problem
+from ocp.trial_calls import first_sentence
 from ocp.validation import trial_controls
 
 OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the engines
@@ -194,11 +195,6 @@ def run(recorder: Recorder, inputs: Sequence[Value], function: Callable[..., Any
     check_closures(tracer, inputs, function)
     check(recorder, tracer.values.values())
     return results
-
-
-def first_sentence(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"
 
 
 class Census(TorchDispatchMode):
