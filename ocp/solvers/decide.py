@@ -33,7 +33,7 @@ class Rules:
     damping_down: float = 0.2  # after an accepted step of at least 1/2
     damping_up: float = 10.0  # after a refused one
     first_damping: float = 0.1  # after a first step that the model did not predict; 0: no matter
-    short_step: float = 0.125  # an accepted step so short counts like a refused one
+    short_step: float = 0.25  # an accepted step so short counts like a refused one
     second_order_below: float = 1e-2  # decrease, relative to 1 + |J|, that ends Gauss-Newton
     penalty_margin: float = 1.1  # over the smallest penalty under which the merit descends
     unbounded: float = 1e12  # fall below -unbounded (1 + |J|) of the start: no minimum there
