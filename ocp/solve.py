@@ -7,13 +7,14 @@ import functools
 from dataclasses import replace
 from typing import Any
 
+from ocp.portfolio import solve_from
 from ocp.problem import Problem
 from ocp.progress import watched
 from ocp.solution import Solution
 from ocp.solvers import METHODS
 from ocp.solvers.decide import Rules
 from ocp.solvers.loop import Callback, Solver
-from ocp.starts import Guess, default, solve_from
+from ocp.starts import Guess, default
 
 
 def make_solver(method: str | Solver = "ddp", **options: Any) -> Solver:

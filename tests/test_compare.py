@@ -13,6 +13,7 @@ import ocp
 from ocp.compare import Comparison, compare, median
 from ocp.curves import costate_difference
 from ocp.monte_carlo import monte_carlo
+from ocp.portfolio import PORTFOLIO
 from ocp.tables import Table
 
 
@@ -163,7 +164,7 @@ def test_work_of_a_portfolio_counts_all_its_starts():
     curve, s = c.curves["ddp"], c.solutions["ddp"]
     first = float(curve.sweeps[0, 0])  # the continuation solved easier problems before
     assert first > 0 and float(curve.expansions[0, 0]) == first
-    assert float(curve.sweeps[1, 0]) == first + len(ocp.starts.PORTFOLIO)
+    assert float(curve.sweeps[1, 0]) == first + len(PORTFOLIO)
     assert 0 <= float(s.sweeps) - float(curve.sweeps[-1, 0]) <= 3  # the steps that only test
     assert float(curve.seconds[0]) > float(curve.seconds[1] - curve.seconds[0])
 
