@@ -78,7 +78,7 @@ def whole(
         recipe: of the solver.
         damping, second_order: what the solve begins with.
     """
-    if chosen_name(name) not in ("auto", "native") or not problem.x0.is_cpu:
+    if chosen_name(name) not in ("auto", "native") or problem.x0.device.type != "cpu":
         return None
     if problem.x0.ndim != 1 or not problem.uniform or problem.stagewise or problem.shared_controls:
         return None

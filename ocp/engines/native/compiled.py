@@ -137,7 +137,7 @@ def forget(problem: Problem) -> None:
 
 def unsupported(problem: Problem) -> str:
     """Why a problem cannot be compiled, told without tracing; empty if it may be."""
-    if not (problem.x0.is_cpu or problem.x0.is_cuda):
+    if problem.x0.device.type not in ("cpu", "cuda"):
         return f"tensors on {problem.x0.device}: compiled programs run on CPUs and NVIDIA GPUs"
     if problem.x0.dtype not in REAL:
         return f"dtype {problem.x0.dtype}"
@@ -177,7 +177,7 @@ def make(problem: Problem, functions: tuple[Any, ...]) -> Compiled:
 
 
 def form_of(problem: Problem) -> grid.Form | None:
-    if problem.x0.is_cpu:
+    if problem.x0.device.type == "cpu":
         return None
     d = sum(stagewise.sizes(problem))
     return grid.form(d, problem.batch, grid.processors(problem.x0.device))
