@@ -186,6 +186,9 @@ class Finished(NamedTuple):
         block = self.answer.block
         return torch.tensor(self.answer.told[k], dtype=block.dtype, device=block.device)
 
+    def count(self, name: str) -> Tensor:
+        return torch.tensor(getattr(self.answer.counts, name), device=self.answer.block.device)
+
     def policy(self) -> Policy:
         bounds: dict[str, Any] = {}
         if self.lower is not None and self.upper is not None:
@@ -210,9 +213,9 @@ MAKERS: dict[str, Callable[[Finished], Any]] = {
     "residual": lambda of: of.number(1),
     "hamiltonian_residual": lambda of: of.number(2),
     "gap": lambda of: of.number(3),
-    "iterations": lambda of: torch.tensor(of.answer.counts.iterations),
-    "rollouts": lambda of: torch.tensor(of.answer.counts.rollouts),
-    "sweeps": lambda of: torch.tensor(of.answer.counts.sweeps),
+    "iterations": lambda of: of.count("iterations"),
+    "rollouts": lambda of: of.count("rollouts"),
+    "sweeps": lambda of: of.count("sweeps"),
 }
 
 
