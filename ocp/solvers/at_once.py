@@ -186,7 +186,7 @@ class Finished(NamedTuple):
         block = self.answer.block
         return torch.tensor(self.answer.told[k], dtype=block.dtype, device=block.device)
 
-    def count(self, name: str) -> Tensor:
+    def spent(self, name: str) -> Tensor:
         return torch.tensor(getattr(self.answer.counts, name), device=self.answer.block.device)
 
     def policy(self) -> Policy:
@@ -213,9 +213,9 @@ MAKERS: dict[str, Callable[[Finished], Any]] = {
     "residual": lambda of: of.number(1),
     "hamiltonian_residual": lambda of: of.number(2),
     "gap": lambda of: of.number(3),
-    "iterations": lambda of: of.count("iterations"),
-    "rollouts": lambda of: of.count("rollouts"),
-    "sweeps": lambda of: of.count("sweeps"),
+    "iterations": lambda of: of.spent("iterations"),
+    "rollouts": lambda of: of.spent("rollouts"),
+    "sweeps": lambda of: of.spent("sweeps"),
 }
 
 
