@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ocp
+from ocp.engines.native import calls as calls_of_engine
 from ocp.engines.native import whole as native_whole
 from ocp.problems import acrobot, cartpole, pendulum
 from ocp.solution import Status, values
@@ -253,6 +254,21 @@ def test_fields_are_made_when_they_are_read(tmp_path):
     for other in (*copies, replace(solution, seconds=0.0)):
         same(other, pieces)
         assert vars(other).keys() == vars(pieces).keys()
+
+
+def test_a_programs_memory_is_the_cpus_whatever_the_default_device(monkeypatch):
+    problem = cartpole()
+    first = ocp.solve(problem, engine="native")
+    controller = ocp.RecedingHorizon(problem, engine="native")
+    u = [controller(problem.x0) for _ in range(3)]
+    native_whole._own.kept.clear()
+    monkeypatch.delattr(calls_of_engine._own, "memory")
+    with torch.device("meta"):
+        again = ocp.solve(problem, engine="native")
+        v = controller(problem.x0)
+    same(again, first)
+    assert v.device.type == again.iterations.device.type == "cpu" and torch.isfinite(v).all()
+    assert v.shape == u[0].shape
 
 
 def test_iterations_made_before_count(calls):

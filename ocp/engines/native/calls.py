@@ -30,7 +30,7 @@ def scratch(size: int) -> Tensor:
     """Work memory for one call: this thread's, which is kept unless it is large."""
     kept: Tensor | None = getattr(_own, "memory", None)
     if kept is None or kept.shape[0] < size:
-        kept = torch.empty(size, dtype=torch.uint8)
+        kept = torch.empty(size, dtype=torch.uint8, device="cpu")
         if size <= SCRATCH:
             _own.memory = kept
     return kept

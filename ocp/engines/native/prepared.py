@@ -53,7 +53,7 @@ class Prepared:
         self.K = engine.new(T, B, m, n)
         self.plan = [torch.empty_like(v) for v in (self.xs, self.us, self.K)]
         self.reals = engine.new(len(abi.REALS), B)
-        self.counts = torch.empty(len(abi.COUNTS), B, dtype=INT)
+        self.counts = torch.empty(len(abi.COUNTS), B, dtype=INT, device="cpu")
         self.status = self.counts[abi.COUNTS.index("status")]
         self.first = torch.zeros_like(self.reals), torch.zeros_like(self.counts)
         self.first[0][abi.REALS.index("damping")] = damping
@@ -61,12 +61,12 @@ class Prepared:
         self.first[1][abi.COUNTS.index("status")] = int(Status.RUNNING)
         self._calls(engine, recipe, steps, shift)
         size = engine.library.ocp_work_bytes(byref(engine.data_block))
-        engine.use(torch.empty(size, dtype=torch.uint8))
+        engine.use(torch.empty(size, dtype=torch.uint8, device="cpu"))
 
     def _calls(self, engine: Native, recipe: Recipe, steps: int, shift: int) -> None:
         _, B, _, m = engine.sizes
         rows = engine.new(steps, len(ROWS), B)
-        taken, handed = torch.empty(2, B, dtype=INT).unbind()
+        taken, handed = torch.empty(2, B, dtype=INT, device="cpu").unbind()
         limits, sizes = recipe_numbers(recipe, self.xs.dtype, self.xs.device)
         full, k = self.xs.new_ones(1), torch.zeros_like(self.us)
         self.kept = rows, taken, handed, limits, sizes, full, k  # as long as their addresses
@@ -117,6 +117,6 @@ class Prepared:
 
     def first_control(self, shape: tuple[int, ...]) -> Tensor:
         """A copy."""
-        u = torch.empty(shape, dtype=self.us.dtype)
+        u = torch.empty(shape, dtype=self.us.dtype, device="cpu")
         memmove(u.data_ptr(), self.us.data_ptr(), self.width)
         return u

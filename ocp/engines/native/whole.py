@@ -64,7 +64,7 @@ class Whole:
         begin = {"second_order": int(second_order), "status": int(Status.RUNNING)}
         self.first_counts = [begin.get(name, 0) for name in abi.COUNTS[:3]]
         self.gaps, self.K, self.zero = new(T, n), new(T, m, n), engine.x0.new_zeros(T, m)
-        taken = torch.empty(2, dtype=INT)
+        taken = torch.empty(2, dtype=INT, device="cpu")
         limits, sizes = recipe_numbers(recipe, engine.x0.dtype, engine.x0.device)
         self.kept = taken, limits, sizes  # as long as their addresses
         at = torch.Tensor.data_ptr
