@@ -50,7 +50,7 @@ def program(p: Any, solver: str) -> tuple[Any, dict[str, Any]]:
     low += [-v for v in free_x]
     high += free_x
     variables.append(xs[-1])
-    nlp = {"x": ca.vertcat(*variables), "f": cost, "g": ca.vertcat(*equations)}
+    nlp: dict[str, Any] = {"x": ca.vertcat(*variables), "f": cost, "g": ca.vertcat(*equations)}
     options: dict[str, Any] = {"print_time": 0, "expand": True}
     if solver == "ipopt":
         options["ipopt"] = {"print_level": 0, "sb": "yes", "max_iter": 500}
