@@ -256,6 +256,14 @@ def test_fields_are_made_when_they_are_read(tmp_path):
         assert vars(other).keys() == vars(pieces).keys()
 
 
+def test_the_problem_solved_last_is_forgotten_last():
+    first, second = cartpole(), pendulum()
+    native_whole._own.kept.clear()
+    for problem in (first, second, first):
+        ocp.solve(problem, starts=ocp.starts.zero, engine="native", max_iterations=1)
+    assert [w.engine.problem for w in native_whole._own.kept.values()] == [second, first]
+
+
 def test_a_programs_memory_is_the_cpus_whatever_the_default_device(monkeypatch):
     problem = cartpole()
     first = ocp.solve(problem, engine="native")

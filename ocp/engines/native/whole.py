@@ -198,10 +198,9 @@ def whole_for(problem: Problem, recipe: Recipe, damping: float, second_order: bo
     too large.
     """
     asked = recipe, damping, second_order
-    for (
-        again
-    ) in _own.kept.values():  # the same problem as lately: its program need not be looked up
+    for place, again in _own.kept.items():  # the same problem as lately: no program to look up
         if again.engine.problem is problem and again.asked == asked and again.current(problem):
+            _own.kept.move_to_end(place)
             return again
     try:
         made = compiled_for(problem)
